@@ -1,0 +1,35 @@
+"""Annealed variational inference: chains of kernels weighed against a target.
+
+    from annealed_core import Spec, run
+    r = run(Spec(experiment="toy", target="D", method="avo"))
+    r.metrics["log_z"], r.chain.rsample(1000).z[-1]
+
+`chain.py` holds the one idea; `targets`, `kernels`, `objectives`, `schedules` and `evidence` are its parts.
+"""
+
+from annealed_core import chain, data, evidence, kernels, objectives, schedules, targets
+from annealed_core.chain import Chain
+from annealed_core.data import load_mnist
+from annealed_core.experiment import Run, TrainingError, run
+from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair
+from annealed_core.spec import Spec
+from annealed_core.sweep import sweep
+
+__all__ = [
+    "Chain",
+    "DiagonalGaussian",
+    "GatedGaussianPair",
+    "Run",
+    "Spec",
+    "TrainingError",
+    "chain",
+    "data",
+    "evidence",
+    "kernels",
+    "load_mnist",
+    "objectives",
+    "run",
+    "schedules",
+    "sweep",
+    "targets",
+]

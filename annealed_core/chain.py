@@ -1,0 +1,82 @@
+"""The one idea: every method here is a chain of kernels weighed against a target.
+
+    trajectory = chain.rsample(128)
+    log_weight = target.log_prob(trajectory.z[-1]) + trajectory.log_ratios.sum(0) - trajectory.log_q0
+    log_weight.mean()       # the ELBO of a hierarchical posterior; logmeanexp instead: an estimate of log Z
+
+A Gaussian posterior is a chain of length 0. Hierarchical variational inference adds stochastic kernels, a normalizing flow invertible
+ones, annealed importance sampling Markov kernels that are not trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from annealed_core.kernels import DiagonalGaussian, Kernel
+from annealed_core.targets import Target
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a chain draws.
+
+    Attributes:
+        z: the states z_0 ... z_T, each (*sample, *batch, dim).
+        log_q0: log q_0(z_0) in nats, (*sample, *batch).
+        log_ratios: log r_t(z_{t-1} | z_t) - log q_t(z_t | z_{t-1}) of each transition in nats, (T, *sample, *batch).
+    """
+
+    z: tuple[Tensor, ...]
+    log_q0: Tensor
+    log_ratios: Tensor
+
+
+class Chain:
+    """A base density followed by kernels.
+
+    Args:
+        base: q_0, with parameters of shape (*batch, dim).
+        kernels: the T transitions (none: the base alone).
+        context: what the kernels are conditioned on, (*batch, context_dim), or None.
+    """
+
+    def __init__(self, base: DiagonalGaussian, kernels: Sequence[Kernel] | torch.nn.ModuleList = (), context: Tensor | None = None) -> None:
+        self.base, self.kernels, self.context = base, kernels, context
+
+    def __len__(self) -> int:
+        return len(self.kernels)
+
+    def noise(self, sample_shape: int | Sequence[int] = ()) -> Tensor:
+        """Standard normal noise for one trajectory: (T + 1, *sample, *batch, dim)."""
+        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        return torch.randn((len(self) + 1, *shape, *self.base.loc.shape), dtype=self.base.loc.dtype, device=self.base.loc.device)
+
+    def rsample(self, sample_shape: int | Sequence[int] = (), noise: Tensor | None = None) -> Trajectory:
+        """Draw states z_0 ... z_T with their log-densities; gradients flow through all of them.
+
+        `noise`, as `noise(sample_shape)` gives it, makes the draw repeatable.
+        """
+        noise = self.noise(sample_shape) if noise is None else noise
+        states = [self.base.rsample(noise[0])]
+        log_q0 = self.base.log_prob(states[0])
+        log_ratios = []
+        for kernel, fresh in zip(self.kernels, noise[1:], strict=True):
+            z_next, log_ratio = kernel(states[-1], self.context, fresh)
+            states.append(z_next)
+            log_ratios.append(log_ratio)
+        return Trajectory(tuple(states), log_q0, torch.stack(log_ratios) if log_ratios else log_q0.new_zeros((0, *log_q0.shape)))
+
+    def log_weight(self, target: Target, trajectory: Trajectory) -> Tensor:
+        """Log f(z_T) + sum_t log (r_t / q_t) - log q_0(z_0) in nats, (*sample, *batch).
+
+        Its mean is the hierarchical ELBO, and exp of it has mean Z.
+        """
+        return target.log_prob(trajectory.z[-1]) + trajectory.log_ratios.sum(0) - trajectory.log_q0
+
+    def detach(self) -> Chain:
+        """The same chain with its base and context cut from whatever computed them; the kernels stay trainable."""
+        return Chain(self.base.detach(), self.kernels, None if self.context is None else self.context.detach())

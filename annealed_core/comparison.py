@@ -1,0 +1,83 @@
+"""Comparisons: paired differences over seeds with their interval, and the verdict that the interval gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.special import stdtrit
+
+VERDICTS = ("reproduced", "not reproduced", "reversed", "inconclusive", "not yet run")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with its standard error and Student-t interval.
+
+    Attributes:
+        mean: the mean.
+        standard_error: of the mean; NaN for a single value.
+        low, high: ends of the interval; infinite for a single value.
+        n: number of values.
+    """
+
+    mean: float
+    standard_error: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval's length."""
+        return self.high - self.mean
+
+    def text(self, digits: int = 2) -> str:
+        """Mean ± half-width, or the mean alone where one value gives no interval."""
+        if self.n < 2:
+            return f"{self.mean:.{digits}f} (1 seed)"
+        return f"{self.mean:.{digits}f} ± {self.half_width:.{digits}f}"
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The mean of independent values with its Student-t interval. Raises ValueError for no values or values that are not finite."""
+    n = len(values)
+    if n == 0 or not all(math.isfinite(v) for v in values):
+        raise ValueError(f"an interval needs at least one value, all finite, got {list(values)}")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Interval(mean, math.nan, -math.inf, math.inf, 1)
+    error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * error
+    return Interval(mean, error, mean - half, mean + half, n)
+
+
+def paired_difference(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The interval of ours - theirs over pairs that share a seed. Raises ValueError where the numbers of values differ."""
+    if len(ours) != len(theirs):
+        raise ValueError(f"paired values must be equally many, got {len(ours)} and {len(theirs)}")
+    return interval([a - b for a, b in zip(ours, theirs, strict=True)], confidence)
+
+
+def verdict(difference: Interval | None, claimed_sign: int, smallest_effect: float = 0.0) -> str:
+    """The word for what a paired difference says of a claim.
+
+    Args:
+        difference: its interval, or None where nothing was run.
+        claimed_sign: +1 where the claim says that the difference is positive, -1 where negative.
+        smallest_effect: differences smaller than this count as none; with 0, "not reproduced" can't be told from "inconclusive".
+
+    Returns "reproduced" where the whole interval lies on the claimed side of 0, "reversed" where it lies on the other, "not reproduced"
+    where it includes 0 and lies within ±smallest_effect, "inconclusive" where it is wider than that, "not yet run" for None.
+    """
+    if claimed_sign not in (-1, 1):
+        raise ValueError(f"claimed_sign must be +1 or -1, got {claimed_sign}")
+    if difference is None:
+        return "not yet run"
+    low, high = sorted((claimed_sign * difference.low, claimed_sign * difference.high))
+    if low > 0:
+        return "reproduced"
+    if high < 0:
+        return "reversed"
+    return "not reproduced" if high < smallest_effect else "inconclusive"

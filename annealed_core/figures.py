@@ -1,0 +1,109 @@
+"""Figures: those that more than one page of the report draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from annealed_core import evidence
+from annealed_core.comparison import Interval, interval
+from annealed_core.plotting import COLOURS, NAMES, label_panel, panels
+
+
+@torch.no_grad()
+def draw_density(axes: Axes, target: Any, half_width: float | None = None, filled: bool = True, points: int = 160) -> None:
+    """A two-dimensional density on its square: filled, or as contour lines to draw samples on."""
+    half_width = half_width or target.box
+    z, _ = evidence.grid(half_width, points, torch.float32)
+    density = (log_f := target.log_prob(z)).sub(log_f.max()).exp().numpy()
+    x, y = z[..., 0].numpy(), z[..., 1].numpy()
+    if filled:
+        axes.contourf(x, y, density, levels=np.linspace(0, 1, 13), cmap="mako_r")
+    else:
+        axes.contour(x, y, density, levels=[0.1, 0.4, 0.7], colors="#555555", linewidths=0.7)
+    axes.set(xlim=(-half_width, half_width), ylim=(-half_width, half_width), aspect="equal", xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_color("#cccccc")
+
+
+def densities(targets: Mapping[str, Any], columns: int = 6, width: float = 9.0) -> Figure:
+    """One filled panel a target, labelled with its name."""
+    rows = -(-len(targets) // columns)
+    figure, axes = panels(rows, columns, width)
+    for ax, (name, target) in zip(axes.flat, targets.items(), strict=False):
+        draw_density(ax, target)
+        label_panel(ax, name)
+    for ax in axes.flat[len(targets) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def samples(rows: Mapping[str, Mapping[str, Tensor]], targets: Mapping[str, Any], width: float = 9.0) -> Figure:
+    """Samples over contours: one row a method, one column a target.
+
+    Args:
+        rows: label -> target's name -> z (n, 2).
+        targets: the columns.
+        width: in inches.
+    """
+    figure, axes = panels(len(rows) + 1, len(targets), width)
+    for ax, (name, target) in zip(axes[0], targets.items(), strict=True):
+        draw_density(ax, target)
+        ax.set_title(name, loc="center")
+    axes[0, 0].set_ylabel("target")
+    for line, (label, drawn) in zip(axes[1:], rows.items(), strict=True):
+        line[0].set_ylabel(label)
+        for ax, (name, target) in zip(line, targets.items(), strict=True):
+            draw_density(ax, target, filled=False)
+            z = drawn[name]
+            ax.scatter(z[:, 0], z[:, 1], s=1.2, alpha=0.35, color=COLOURS.get(label.lower(), COLOURS["elbo"]), linewidths=0, rasterized=True)
+    return figure
+
+
+def curves(axes: Axes, histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], x: str, y: str) -> None:
+    """Mean and range over seeds of a recorded value, one line a method.
+
+    Args:
+        axes: to draw on.
+        histories: method -> one history a seed.
+        x, y: the fields of the history's lines.
+    """
+    for method, per_seed in histories.items():
+        values = np.array([[line[y] for line in history] for history in per_seed])
+        steps = [line[x] for line in per_seed[0]]
+        axes.plot(steps, values.mean(0), "o-", ms=3.5, color=COLOURS[method], label=NAMES[method])
+        axes.fill_between(steps, values.min(0), values.max(0), color=COLOURS[method], alpha=0.2, linewidth=0)
+    axes.set_xlabel(x)
+
+
+def image_grid(rows: Mapping[str, Tensor], width: float = 9.0) -> Figure:
+    """Rows of 28 x 28 images; label -> (n, 784) in [0, 1]."""
+    n = len(next(iter(rows.values())))
+    figure, axes = panels(len(rows), 1, width, width / n * len(rows) * 1.04)
+    for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
+        ax.imshow(images.view(n, 28, 28).permute(1, 0, 2).reshape(28, 28 * n), cmap="gray_r", vmin=0, vmax=1)
+        ax.set(xticks=[], yticks=[])
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
+        for spine in ax.spines.values():
+            spine.set_visible(False)
+    return figure
+
+
+def by_method(runs: Sequence[Any], metric: str) -> dict[str, list[float]]:
+    """Method -> the metric of its runs, in the order of the runs."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        found.setdefault(run.spec.method, []).append(run.metrics[metric])
+    return found
+
+
+def intervals_by_method(runs: Sequence[Any], metric: str) -> dict[str, Interval]:
+    """Method -> the interval of the metric over its runs."""
+    return {method: interval(values) for method, values in by_method(runs, metric).items()}

@@ -1,0 +1,238 @@
+"""Spec: everything that a run depends on, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from annealed_core import targets
+from annealed_core.schedules import SCHEDULES
+
+METHODS = {"toy": ("elbo", "avo"), "mnist": ("vae", "hvi", "avo")}
+
+#: What each experiment's fields are unless a spec says otherwise. A field that is not listed does not apply to that experiment.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "toy": {
+        "target": "D",
+        "n_transitions": 4,
+        "hidden": 32,
+        "steps": 3000,
+        "batch": 128,
+        "lr": 1e-3,
+        "beta1": 0.9,
+        "initialisation": "default",
+        "samples": 20_000,
+    },
+    "mnist": {
+        "n_transitions": 5,
+        "hidden": 40,
+        "epochs": 25,
+        "batch": 64,
+        "lr": 1e-3,
+        "beta1": 0.9,
+        "initialisation": "identity",
+        "latents": 40,
+        "width": 300,
+        "schedule": "linear",
+        "beta0": 0.2,
+        "gamma": 2e-4,
+        "avo_weight": 0.2,
+        "train_images": 50_000,
+        "nll_samples": 100,
+        "nll_images": 10_000,
+    },
+}
+
+
+@dataclass(frozen=True)
+class _Field:
+    """What a field takes, in words, and the check of it."""
+
+    takes: str
+    check: Callable[[Any], bool]
+
+
+def _whole(low: int, high: float = math.inf) -> _Field:
+    takes = f"a whole number from {low}" + (f" to {high:,}" if high < math.inf else "")
+    return _Field(takes, lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high)
+
+
+def _real(low: float, high: float, open_low: bool = False, open_high: bool = False) -> _Field:
+    def check(value: Any) -> bool:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        return (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+
+    if high == math.inf:
+        return _Field(f"a number {'above' if open_low else 'from'} {low:g}", check)
+    return _Field(f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}", check)
+
+
+def _choice(*names: str) -> _Field:
+    return _Field("one of " + ", ".join(names), lambda v: v in names)
+
+
+def _is_target(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in targets.ENERGIES
+    dim = getattr(value, "dim", None)
+    return callable(getattr(value, "log_prob", None)) and isinstance(dim, int) and dim > 0
+
+
+FIELDS: dict[str, _Field] = {
+    "experiment": _choice(*METHODS),
+    "method": _choice(*dict.fromkeys(name for methods in METHODS.values() for name in methods)),
+    "seed": _whole(0, 2**31 - 1),
+    "target": _Field(f"one of {', '.join(targets.ENERGIES)}, or an object with log_prob and dim", _is_target),
+    "n_transitions": _whole(0, 1000),
+    "hidden": _whole(1),
+    "steps": _whole(1),
+    "epochs": _whole(1),
+    "batch": _whole(2),
+    "lr": _real(0, math.inf, open_low=True),
+    "beta1": _real(0, 1, open_high=True),
+    "initialisation": _choice("default", "identity"),
+    "samples": _whole(2),
+    "latents": _whole(1),
+    "width": _whole(1),
+    "schedule": _choice(*[name for name in SCHEDULES if name != "cyclical"]),
+    "beta0": _real(0, 1),
+    "gamma": _real(0, 1),
+    "avo_weight": _real(0, 1),
+    "train_images": _whole(2, 50_000),
+    "nll_samples": _whole(2),
+    "nll_images": _whole(1, 10_000),
+}
+
+#: Plural names under which notebooks take several values of a field.
+PLURALS = {"methods": "method", "seeds": "seed", "targets": "target", "schedules": "schedule"}
+
+
+def check_parameter(name: str, value: Any) -> None:
+    """Refuse an impossible value of a notebook's parameter with one line; names that are no field of Spec pass.
+
+    A plural (`methods`, `seeds`, `targets`, `schedules`) takes a list of values of its field.
+    Raises ValueError.
+    """
+    if name in PLURALS:
+        if not isinstance(value, list | tuple) or not value:
+            raise ValueError(f"{name} must be a list of at least one value, got {value!r}")
+        for each in value:
+            _refuse_unless_valid(PLURALS[name], each)
+    elif name in FIELDS:
+        _refuse_unless_valid(name, value)
+
+
+def _refuse_unless_valid(name: str, value: Any) -> None:
+    field = FIELDS[name]
+    if not field.check(value):
+        kind = "unknown" if isinstance(value, str) and "one of" in field.takes else "impossible"
+        raise ValueError(f"{kind} {name} {value!r}: {name} takes {field.takes}")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that a run depends on.
+
+    Fields left at None take the experiment's default from `DEFAULTS`; a field that the experiment or method does not use must stay None.
+    Raises ValueError with one line that names the field, the value and what it takes.
+
+    Attributes:
+        experiment: "toy" (a two-dimensional energy, or any target) or "mnist".
+        method: for toys "elbo" or "avo"; for MNIST "vae", "hvi" or "avo" (loss-calibrated).
+        seed: of weights, data order and noise.
+        target: toys: a name in `targets.ENERGIES`, or an object with `log_prob` and `dim`.
+        n_transitions: T, the number of kernels.
+        hidden: width of the kernels.
+        steps, epochs: length of training (toy, MNIST).
+        batch: samples or images in a step.
+        lr, beta1: Adam's learning rate and first decay rate.
+        initialisation: of the kernels: "default" (torch's) or "identity" (near the identity).
+        samples: toys: samples drawn for the metrics.
+        latents, width: of the auto-encoder.
+        schedule, beta0, gamma: deterministic warm-up, see `schedules`.
+        avo_weight: the weight of AVO against the ELBO.
+        train_images: how many of the 50,000 training images are used.
+        nll_samples, nll_images: importance samples for each image, and how many test images, for the likelihood.
+    """
+
+    experiment: str
+    method: str
+    seed: int = 0
+    target: Any = None
+    n_transitions: int | None = None
+    hidden: int | None = None
+    steps: int | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    beta1: float | None = None
+    initialisation: str | None = None
+    samples: int | None = None
+    latents: int | None = None
+    width: int | None = None
+    schedule: str | None = None
+    beta0: float | None = None
+    gamma: float | None = None
+    avo_weight: float | None = None
+    train_images: int | None = None
+    nll_samples: int | None = None
+    nll_images: int | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_unless_valid("experiment", self.experiment)
+        methods = METHODS[self.experiment]
+        if self.method not in methods:
+            raise ValueError(f"unknown method {self.method!r}: for {self.experiment!r} choose one of {', '.join(methods)}")
+        defaults = self._defaults()
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.name in defaults:
+                object.__setattr__(self, field.name, defaults[field.name])
+            elif value is not None:
+                if field.name not in ("experiment", "method", "seed", *defaults):
+                    raise ValueError(f"{field.name} does not apply to method {self.method!r} of experiment {self.experiment!r}, got {value!r}")
+                _refuse_unless_valid(field.name, value)
+        if self.n_transitions == 0 and self.method == "avo":
+            raise ValueError("impossible n_transitions 0: method 'avo' takes at least 1")
+
+    def _defaults(self) -> dict[str, Any]:
+        defaults = dict(DEFAULTS[self.experiment])
+        unused: set[str] = set()
+        if self.method == "vae":
+            unused |= {"n_transitions", "hidden", "initialisation"}
+        if self.method != "avo":
+            unused.add("avo_weight")
+        schedule = self.schedule or defaults.get("schedule")
+        if schedule == "constant":
+            unused |= {"beta0", "gamma"}
+        return {name: value for name, value in defaults.items() if name not in unused}
+
+    def replace(self, **changes: Any) -> Spec:
+        """The same spec with other values; fields that no longer apply are dropped."""
+        fields = {**self.fields(), **changes}
+        probe = object.__new__(Spec)
+        for field in dataclasses.fields(Spec):
+            object.__setattr__(probe, field.name, fields.get(field.name))
+        _refuse_unless_valid("experiment", probe.experiment)
+        applies = {"experiment", "method", "seed", *probe._defaults()}
+        return Spec(**{name: value for name, value in fields.items() if name in applies or name in changes})
+
+    def fields(self) -> dict[str, Any]:
+        """The fields that apply, by name."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
+
+    @property
+    def target_object(self) -> Any:
+        """The target itself, where the experiment has one."""
+        return targets.find(self.target) if isinstance(self.target, str) else self.target
+
+    @property
+    def label(self) -> str:
+        """A short readable name, such as toy-D-avo-s0."""
+        target = self.target if isinstance(self.target, str) or self.target is None else type(self.target).__name__
+        return "-".join(str(part) for part in (self.experiment, target, self.method, f"s{self.seed}") if part is not None)
+

@@ -1,0 +1,139 @@
+"""Where runs are kept: one folder a run, named by the hash of everything that the run depends on.
+
+Everything is written to a temporary file and renamed, so that a file is whole or absent. Weights are read back without executing pickled code.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from annealed_core.spec import Spec
+
+PACKAGE = Path(__file__).parent
+#: The modules whose code can change a result.
+CODE = ("targets", "kernels", "chain", "objectives", "schedules", "vae", "evidence", "data", "spec", "problems", "experiment")
+
+
+def root() -> Path:
+    """$ANNEALED_STORE, else `runs/` beside the package in a clone, else `runs/` in the working directory."""
+    if os.environ.get("ANNEALED_STORE"):
+        return Path(os.environ["ANNEALED_STORE"]).absolute()
+    clone = PACKAGE.parent
+    return (clone if (clone / "pyproject.toml").exists() else Path.cwd()) / "runs"
+
+
+@functools.cache
+def code_version() -> str:
+    """Hash of the code that results depend on; comments and docstrings don't count."""
+    digest = hashlib.sha256()
+    for module in CODE:
+        tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:12]
+
+
+def _fingerprint(target: Any) -> str:
+    """What a user's own target is: its source where there is one, what it holds, and its values at 256 fixed points."""
+    digest = hashlib.sha256(type(target).__qualname__.encode())
+    for part in (type(target), getattr(target, "log_prob", None)):
+        try:
+            digest.update(inspect.getsource(part).encode())  # type: ignore[arg-type]
+        except (OSError, TypeError):
+            pass
+    for name, value in sorted(getattr(target, "__dict__", {}).items()):
+        plain = value.tolist() if isinstance(value, Tensor) else value if isinstance(value, int | float | str) else type(value).__qualname__
+        digest.update(f"{name}={plain}".encode())
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn((256, target.dim), generator=generator) * torch.logspace(-1, 1, 256).unsqueeze(-1)
+    with torch.no_grad():
+        values = target.log_prob(points)
+    digest.update(",".join(f"{value:.4g}" for value in torch.as_tensor(values).flatten().tolist()).encode())
+    return digest.hexdigest()
+
+
+def describe(spec: Spec) -> dict[str, Any]:
+    """The spec as plain values; a target object is named by its class and its fingerprint."""
+    fields = spec.fields()
+    if "target" in fields and not isinstance(spec.target, str):
+        fields["target"] = f"{type(spec.target).__name__}:{_fingerprint(spec.target)[:16]}"
+    return fields
+
+
+def key(spec: Spec, device: str = "cpu") -> str:
+    """Hash of the spec, the code, torch's version and the kind of device."""
+    everything = {**describe(spec), "code": code_version(), "torch": torch.__version__, "device": device.split(":")[0]}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment either the old or the new one is there, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """The folder of one run: result.json (written last), weights.pt, and checkpoint.pt while it is under way."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, spec: Spec, device: str = "cpu") -> Folder:
+        """The folder of that spec in the store."""
+        return cls(root() / f"{spec.label}-{key(spec, device)}")
+
+    def lock(self) -> FileLock:
+        """A lock that one process holds while it trains; given up when that process dies."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path / ".lock")
+
+    def result(self) -> dict[str, Any] | None:
+        """What result.json holds, or None."""
+        try:
+            return json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write result.json: from now on the run is done."""
+        replace_file(self.path / "result.json", json.dumps(result, indent=1).encode())
+        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+
+    def save(self, name: str, tensors: Any) -> None:
+        """Save nested dicts and lists of tensors and plain values under that name."""
+        handle = tempfile.SpooledTemporaryFile()  # noqa: SIM115 -- closed on garbage collection, never on disk by name
+        torch.save(tensors, handle)
+        handle.seek(0)
+        replace_file(self.path / name, handle.read())
+
+    def load(self, name: str) -> Any | None:
+        """What `save` saved, or None; never executes pickled code."""
+        try:
+            return torch.load(self.path / name, weights_only=True, map_location="cpu")
+        except FileNotFoundError:
+            return None

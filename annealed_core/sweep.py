@@ -1,0 +1,73 @@
+"""Many runs: those the store has are read, the others trained, one process a core and one thread a process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from annealed_core.experiment import Run, find, progress, run
+from annealed_core.spec import Spec
+
+
+def die_with_parent() -> None:
+    """Initialiser of worker processes: end at once when the process that started this one is gone."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _train(spec: Spec, device: str) -> None:
+    os.environ["ANNEALED_PROGRESS"] = "0"
+    run(spec, device)
+
+
+def _travels(spec: Spec) -> bool:
+    """Whether a worker process can be given that spec: a target defined in a notebook can't be."""
+    try:
+        return isinstance(spec.target, str | None) or type(spec.target).__module__ != "__main__" and bool(pickle.dumps(spec))
+    except Exception:
+        return False
+
+
+def sweep(specs: Sequence[Spec], processes: int | None = None, device: str = "cpu") -> list[Run]:
+    """Run all the specs and return their runs in the same order.
+
+    Args:
+        specs: what to run; a spec that occurs twice is run once.
+        processes: at most so many at a time; the number of cores unless told.
+        device: as for `run`.
+
+    Raises the first error of a run, once the others that had begun are done.
+    """
+    missing = [spec for spec in dict.fromkeys(specs) if not find(spec, device)]
+    abroad = [spec for spec in missing if _travels(spec)]
+    workers = min(processes or cores(), len(abroad))
+    if workers > 1:
+        context = multiprocessing.get_context("spawn")
+        with (
+            ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool,
+            progress(len(abroad), "runs") as bar,
+        ):
+            futures = [pool.submit(_train, spec, device) for spec in abroad]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return [run(spec, device) for spec in specs]

@@ -1,0 +1,137 @@
+"""A variational auto-encoder as a chain weighed against a target.
+
+For each image x the encoder gives the chain's base q_0(z | x) and a context for its kernels; prior and decoder give the target
+log p(x, z). Network of the earlier report: two hidden layers of 300 with LeakyReLU and batch normalisation, 40 latents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from annealed_core.chain import Chain
+from annealed_core.kernels import DiagonalGaussian
+
+PIXELS = 784
+
+
+def mlp(sizes: Iterable[int]) -> nn.Sequential:
+    """Linear, BatchNorm1d and LeakyReLU for every pair of neighbouring sizes."""
+    sizes = list(sizes)
+    layers: list[nn.Module] = []
+    for size_in, size_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(size_in, size_out), nn.BatchNorm1d(size_out), nn.LeakyReLU()]
+    return nn.Sequential(*layers)
+
+
+class Encoder(nn.Module):
+    """x (batch, 784) -> q_0(z | x) = N(loc, scale^2) with batch shape (batch,), and features (batch, width)."""
+
+    def __init__(self, latents: int, width: int) -> None:
+        super().__init__()
+        self.features = mlp([PIXELS, width, width])
+        self.outputs = nn.Linear(width, 2 * latents)
+
+    def forward(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
+        features = self.features(x)
+        loc, scale = self.outputs(features).chunk(2, -1)
+        return DiagonalGaussian(loc, softplus(scale) + 1e-4), features
+
+
+class Decoder(nn.Module):
+    """z (*batch, latents) -> logits of the pixels (*batch, 784)."""
+
+    def __init__(self, latents: int, width: int) -> None:
+        super().__init__()
+        self.features = mlp([latents, width, width])
+        self.outputs = nn.Linear(width, PIXELS)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.outputs(self.features(z.flatten(0, -2))).unflatten(0, z.shape[:-1])
+
+
+class Joint:
+    """The target log p(x, z) = log p(x | z) + log N(z; 0, I) for a batch of binary images.
+
+    Args:
+        decoder: z -> logits.
+        x: (batch, 784), values in {0, 1}.
+    """
+
+    def __init__(self, decoder: nn.Module, x: Tensor, latents: int) -> None:
+        self.decoder, self.x, self.dim = decoder, x, latents
+
+    def log_likelihood(self, z: Tensor) -> Tensor:
+        """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
+        logits = self.decoder(z)
+        return (logits * self.x).sum(-1) - softplus(logits).sum(-1)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """Log N(z; 0, I) in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
+        return -0.5 * (z.square().sum(-1) + self.dim * math.log(2 * math.pi))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log p(x, z) in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
+        return self.log_likelihood(z) + self.log_prior(z)
+
+    def frozen(self) -> Joint:
+        """The same target whose decoder neither learns nor updates its batch statistics: gradients still reach z."""
+        return Joint(_Frozen(self.decoder), self.x, self.dim)
+
+
+class _Frozen(nn.Module):
+    """A network as it stands: detached parameters, evaluation mode."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = [network]  # in a list, so that it isn't registered and doesn't change mode with this module
+        self.state = {name: value.detach() for name, value in [*network.named_parameters(), *network.named_buffers()]}
+
+    def forward(self, z: Tensor) -> Tensor:
+        network = self.network[0]
+        was_training = network.training
+        network.eval()
+        try:
+            return torch.func.functional_call(network, self.state, (z,))
+        finally:
+            network.train(was_training)
+
+
+class VAE(nn.Module):
+    """Encoder, decoder and the kernels between them.
+
+    Args:
+        latents: dimensions of z.
+        width: units of each hidden layer of encoder and decoder.
+        kernels: transitions conditioned on the encoder's features (width,); none gives the plain VAE.
+    """
+
+    def __init__(self, latents: int, width: int, kernels: Iterable[nn.Module] = ()) -> None:
+        super().__init__()
+        self.latents = latents
+        self.encoder, self.decoder = Encoder(latents, width), Decoder(latents, width)
+        self.kernels = nn.ModuleList(kernels)
+
+    def posterior(self, x: Tensor) -> Chain:
+        """The chain that approximates p(z | x); x: (batch, 784) in {0, 1}."""
+        base, features = self.encoder(x)
+        return Chain(base, self.kernels, features)
+
+    def joint(self, x: Tensor) -> Joint:
+        """The target log p(x, z); x: (batch, 784) in {0, 1}."""
+        return Joint(self.decoder, x, self.latents)
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        """Pixel probabilities of n images drawn from the prior: (n, 784)."""
+        z = torch.randn((n, self.latents), device=next(self.parameters()).device)
+        return torch.sigmoid(self.decoder(z))
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Pixel probabilities decoded from one draw of z for each image: (batch, 784) -> (batch, 784)."""
+        return torch.sigmoid(self.decoder(self.posterior(x).rsample().z[-1]))
