@@ -75,7 +75,7 @@ distclean: clean ## Delete also .venv and the unpacked data; runs/ stays
 # Environments of other origin are only ever added to.
 $(VENV)/.annealed-installed: requirements.lock pyproject.toml
 	$(if $(find_python),,$(error $(too_old)))
-	@echo "Installing requirements.lock into $(VENV) (a download of 2.7 GB the first time, mostly torch) ..."
+	@echo "Installing requirements.lock into $(VENV) (the first time a download of 3 GB on Linux, mostly torch) ..."
 	@if [ -e "$(VENV)/.annealed" ] && [ ! -e "$@" ]; then rm -rf "$(VENV)"; fi
 	@if [ ! -e "$(VENV)" ]; then mkdir -p "$(VENV)" && touch "$(VENV)/.annealed"; fi
 	@rm -f "$@"
