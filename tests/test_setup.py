@@ -1,9 +1,11 @@
+import ast
 import json
 import os
 import re
 import shutil
 import stat
 import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 import torchvision
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +35,7 @@ def tracked(*patterns: str) -> list[Path]:
 
 def locked() -> dict[str, Requirement]:
     requirements = [Requirement(line) for line in LOCK.splitlines() if line and not line.lstrip().startswith("#")]
-    return {r.name.lower(): r for r in requirements if r.marker is None or r.marker.evaluate()}
+    return {canonicalize_name(r.name): r for r in requirements if r.marker is None or r.marker.evaluate()}
 
 
 def declared(extra: str) -> list[Requirement]:
@@ -73,9 +76,22 @@ def fake_uv(tmp_path: Path) -> dict[str, str]:
 def test_the_lock_has_every_dependency_within_its_bounds(extra):
     lock = locked()
     for requirement in declared(extra):
-        (pin,) = lock[requirement.name.lower()].specifier
+        (pin,) = lock[canonicalize_name(requirement.name)].specifier
         assert pin.operator == "=="
         assert requirement.specifier.contains(pin.version), f"{requirement} but the lock has {pin.version}"
+
+
+def test_every_package_that_annealed_core_imports_is_declared():
+    extras = ("", "report", "test", "bench")
+    known = {canonicalize_name(r.name) for extra in extras for r in declared(extra)} | {PROJECT["name"]}
+    providers = metadata.packages_distributions()
+    for file in sorted((ROOT / "annealed_core").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            for package in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {PROJECT["name"]}:
+                owners = {canonicalize_name(owner) for owner in providers.get(package, [package])}
+                assert owners & known, f"{file.name} imports {package}, which pyproject.toml does not declare"
 
 
 def test_the_lock_pins_versions_and_names_no_host_or_path():
