@@ -13,8 +13,9 @@ TEX = re.compile(r"\$\$|\$[^$]*\\[A-Za-z]+|\\begin\{|\\(?:frac|mathbb|mathrm|alp
 def check_pages(folder: Path) -> list[str]:
     """List the problems of the pages in a folder that `annealed_core.report` has built.
 
-    Returns one line for each: a page that is missing, or in a page what would be fetched from outside itself, an image without
-    alternative text, a link that leads nowhere, a citation without entry, mathematics that was not recognised, a cell's error or stderr.
+    Returns one line for each: a page that is missing, or in a page what would be fetched from outside itself, an image
+    without alternative text, a link that leads nowhere, a citation without entry, mathematics that was not recognised,
+    a cell's error or stderr.
     """
     wanted = {"index", *(path.stem for path in (folder / "notebooks").glob("*.ipynb"))}
     paths = {path.name: path for path in sorted(folder.glob("*.html"))}
@@ -44,7 +45,11 @@ def loads(soup: BeautifulSoup) -> list[str]:
 
 
 def _accessibility(soup: BeautifulSoup) -> list[str]:
-    return [f"image {number} has no alternative text" for number, image in enumerate(soup.find_all("img"), 1) if not image.get("alt")]
+    return [
+        f"image {number} has no alternative text"
+        for number, image in enumerate(soup.find_all("img"), 1)
+        if not image.get("alt")
+    ]
 
 
 def _failures(soup: BeautifulSoup) -> list[str]:

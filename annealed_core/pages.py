@@ -1,124 +1,26 @@
-"""From an executed notebook to one HTML page that stands alone: no script, font, image or style is loaded from anywhere.
+"""From an executed notebook to one HTML page that stands alone: nothing is loaded from anywhere.
 
-Markdown goes through nbconvert's parser, so that it reads as in Jupyter; the rest is arranged here: figures and tables are joined with
-the captions that follow them and numbered, citations are resolved against a BibTeX file, links between notebooks become links
-between pages. `page/` holds the templates, the style sheet, the script, and KaTeX for the mathematics.
+Figures and tables are joined with the captions beside them and numbered; the parameters become a table. `page/` holds
+the templates, the style sheet, the script, and KaTeX for the mathematics.
 """
 
 import base64
 import re
 from collections.abc import Mapping
 from functools import cache
-from html import escape, unescape
+from html import escape
 from pathlib import Path
 from typing import Any
 
-import bibtexparser
 import jinja2
 import nbformat
-from bibtexparser.customization import convert_to_unicode
 from nbconvert.filters.ansi import ansi2html
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonLexer
+from nbconvert.filters.highlight import Highlight2HTML
 
+from annealed_core.markdown import Markdown, format_references, load_bibliography
 from annealed_core.parameters import read_parameters
 
 PAGE = Path(__file__).parent / "page"
-CITE = re.compile(r'<cite data-cite="([^"]+)">(.*?)</cite>', re.DOTALL)
-RAW_MATH = re.compile(r"(?<![$\\])(\$\$?)(?!\s)([^$<>]+?)(?<![\s\\])\1(?!\$)")
-
-
-def load_bibliography(path: Path) -> dict[str, dict[str, str]]:
-    """The entries of a BibTeX file by key; empty where there is no such file."""
-    if not path.exists():
-        return {}
-    parser = bibtexparser.bparser.BibTexParser(common_strings=True, customization=convert_to_unicode)
-    return dict(bibtexparser.loads(path.read_text(encoding="utf-8"), parser).entries_dict)
-
-
-def format_reference(entry: Mapping[str, str]) -> str:
-    """One line of the list of references, as HTML: authors, year, title, venue, link."""
-    people = [name.strip() for name in re.sub(r"\s+", " ", entry.get("author", "")).split(" and ") if name.strip()]
-    authors = []
-    for person in people:
-        family, _, given = (part.strip() for part in person.partition(","))
-        initials = " ".join("-".join(f"{part[0]}." for part in name.split("-") if part) for name in given.split())
-        authors.append(f"{initials} {family}".strip())
-    if authors[10:]:
-        authors[8:] = ["et al."]
-    names = ", ".join(authors[:-1]) + (" and " if authors[1:] and authors[-1] != "et al." else " ") + authors[-1] if authors else ""
-    venue = next((entry[field] for field in ("journal", "booktitle", "school", "publisher", "howpublished") if field in entry), "")
-    details = [entry[field] for field in ("volume", "pages") if field in entry]
-    html = f"{escape(names.strip())} ({escape(entry.get('year', ''))}). {escape(entry.get('title', ''))}. "
-    html += f"<i>{escape(venue)}</i>{escape(''.join(f', {detail}' for detail in details))}. " if venue else ""
-    html = html.replace("{", "").replace("}", "").replace("--", "–")
-    if "eprint" in entry:
-        return html + f'<a href="https://arxiv.org/abs/{entry["eprint"]}">arXiv:{entry["eprint"]}</a>'
-    if "doi" in entry:
-        return html + f'<a href="https://doi.org/{entry["doi"]}">doi:{entry["doi"]}</a>'
-    return html + (f'<a href="{escape(entry["url"])}">{escape(entry["url"].split("://")[-1])}</a>' if "url" in entry else "")
-
-
-class Markdown(IPythonRenderer):
-    """nbconvert's markdown, with formulas marked for KaTeX, headings collected, citations and links between pages resolved."""
-
-    def __init__(self, folder: Path, bibliography: Mapping[str, Mapping[str, str]], references_page: str = "") -> None:
-        super().__init__(escape=False, embed_images=True, path=str(folder), exclude_anchor_links=True)
-        self.bibliography, self.references_page = bibliography, references_page
-        self.headings: list[tuple[int, str, str]] = []
-        self.cited: dict[str, None] = {}
-        self.has_maths = False
-        self._parser = MarkdownWithMath(renderer=self)
-
-    def to_html(self, source: str, attachments: dict[str, Any] | None = None) -> str:
-        """One piece of markdown as HTML."""
-        self.attachments = attachments or {}
-        html = CITE.sub(self._cite, self._parser.render(source))
-        html = re.sub(r'(<a [^>]*?href="[^":]+?)\.ipynb(?=["#])', r"\1.html", html)
-        return re.sub(r"(<table.*?</table>)", r'<div class="scroll">\1</div>', html, flags=re.DOTALL)
-
-    def inline(self, source: str) -> str:
-        """Markdown of one paragraph without the paragraph's tags."""
-        return re.sub(r"\A<p>(.*)</p>\Z", r"\1", self.to_html(source).strip(), flags=re.DOTALL)
-
-    def _cite(self, match: re.Match[str]) -> str:
-        keys = [key.strip() for key in match[1].split(",")]
-        if any(key not in self.bibliography for key in keys):
-            return match[0]  # the check of the pages finds it
-        self.cited.update(dict.fromkeys(keys))
-        return f'<cite><a href="{self.references_page}#ref-{keys[0]}">{match[2]}</a></cite>'
-
-    def _math(self, tex: str) -> str:
-        self.has_maths = True
-        return f'<span class="math">{self.escape_html(tex)}</span>'
-
-    def inline_math(self, body: str) -> str:
-        return self._math(f"${body}$")
-
-    def block_math(self, body: str) -> str:
-        return self._math(f"$${body}$$")
-
-    def latex_environment(self, name: str, body: str) -> str:
-        return self._math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
-
-    def block_html(self, html: str) -> str:
-        # Jupyter draws formulas inside HTML blocks too; code in such a block is left alone.
-        if not re.search(r"<(pre|code|script|style)\b", html):
-            html = RAW_MATH.sub(lambda match: self._math(unescape(match[0])), html)
-        return super().block_html(html)
-
-    def heading(self, text: str, level: int, **attributes: Any) -> str:
-        plain = unescape(re.sub(r"<[^>]+>", "", text))
-        anchor = taken = plain.strip().replace(" ", "-")
-        repeats = 1
-        while taken in {known for _, known, _ in self.headings}:
-            repeats += 1
-            taken = f"{anchor}-{repeats}"
-        self.headings.append((level, taken, re.sub(r"</?a\b[^>]*>", "", text)))
-        link = f'<a class="anchor" href="#{escape(taken)}" aria-label="link to this section">#</a>'
-        return f'<h{level} id="{escape(taken)}">{text}{link}</h{level}>\n'
 
 
 class Page:
@@ -140,17 +42,9 @@ class Page:
                 parts.append(f'<div class="prose">{self.markdown.to_html(cell.source, cell.get("attachments"))}</div>')
             elif cell.cell_type == "code":
                 following = cells[position + 1] if position + 1 < len(cells) else None
-                source = self._parameters(cell, following) if "parameters" in tags else self._code(cell.source, "fold" in tags)
-                parts.append(f'<div class="cell" id="cell-{number}">{source}{self._outputs(cell.outputs, number)}</div>')
+                code = self._parameters(cell, following) if "parameters" in tags else _code(cell.source, "fold" in tags)
+                parts.append(f'<div class="cell" id="cell-{number}">{code}{self.outputs(cell.outputs, number)}</div>')
         return "\n".join(parts)
-
-    def _code(self, source: str, folded: bool) -> str:
-        if not source.strip():
-            return ""
-        comment = re.match(r"#\s*([^%\s].*)", source)
-        label = f"code: {comment[1]}" if comment else "code: plotting" if folded and re.search(r"plot|show\(", source) else "code"
-        code = highlight(source, PythonLexer(), HtmlFormatter(cssclass="highlight"))
-        return f'<details class="code"{"" if folded else " open"}><summary>{escape(label)}</summary>{code}</details>'
 
     def _parameters(self, cell: Any, following: Any) -> str:
         offered = read_parameters(cell.source)
@@ -163,14 +57,14 @@ class Page:
             note = f' <span class="default">default {escape(parameter.literal)}</span>' if changed else ""
             rows += f"<tr><td><code>{name}</code></td><td><code>{escape(literal)}</code>{note}</td>"
             rows += f"<td>{self.markdown.inline(parameter.help)}</td></tr>"
-        table = f"<table><thead><tr><th>name</th><th>value</th><th></th></tr></thead><tbody>{rows}</tbody></table>"
+        header = "<thead><tr><th>name</th><th>value</th><th>meaning</th></tr></thead>"
+        table = f'<div class="scroll"><table>{header}<tbody>{rows}</tbody></table></div>'
+        caption = "<figcaption>Parameters of this page</figcaption>"
         source = cell.source + (f"\n\n{following.source}" if injected else "")
-        return (
-            f'<figure class="parameters"><figcaption>Parameters of this page</figcaption><div class="scroll">{table}</div></figure>'
-            + self._code(source, folded=True)
-        )
+        return f'<figure class="parameters">{caption}{table}</figure>{_code(source, folded=True)}'
 
-    def _outputs(self, outputs: list[Any], number: int) -> str:
+    def outputs(self, outputs: list[Any], number: int) -> str:
+        """The outputs of code cell `number`, each joined with its caption."""
         captions: dict[int, str] = {}
         used = set()
         for index, output in enumerate(outputs):
@@ -184,9 +78,8 @@ class Page:
                 continue
             captions[owner] = outputs[index].data["text/markdown"]
             used.add(index)
-        return "".join(
-            self._output(output, captions.get(index), number) for index, output in enumerate(outputs) if index not in used
-        )
+        kept = [(output, captions.get(index)) for index, output in enumerate(outputs) if index not in used]
+        return "".join(self._output(output, caption, number) for output, caption in kept)
 
     def _output(self, output: Any, caption: str | None, number: int) -> str:
         if output.output_type == "stream":
@@ -198,7 +91,8 @@ class Page:
         if output.output_type == "error":
             trace = ansi2html("\n".join(output.traceback))
             message = f"{escape(output.ename)}: {escape(output.evalue)}"
-            return f'<div class="error" id="failed"><p>{message}</p><details><summary>traceback</summary><pre>{trace}</pre></details></div>'
+            trace = f"<details><summary>traceback</summary><pre>{trace}</pre></details>"
+            return f'<div class="error" id="failed"><p>{message}</p>{trace}</div>'
         data = output.data
         if "application/vnd.jupyter.widget-view+json" in data:
             return ""
@@ -230,35 +124,47 @@ class Page:
         return f'<figure class="table" id="table-{self.tables}"><figcaption>{text}</figcaption>{html}</figure>'
 
 
+def _code(source: str, folded: bool) -> str:
+    if not source.strip():
+        return ""
+    label = "code"
+    if comment := re.match(r"#\s*([^%\s].*)", source):
+        label = f"code: {comment[1]}"
+    elif folded and re.search(r"plot|show\(", source):
+        label = "code: plotting"
+    code = Highlight2HTML(pygments_lexer="ipython3")(source)
+    return f'<details class="code"{"" if folded else " open"}><summary>{escape(label)}</summary>{code}</details>'
+
+
 def _is_table(output: Any) -> bool:
     data = output.get("data", {})
-    return "<table" in data.get("text/html", "") or bool(re.search(r"^\s*\|?\s*:?-+:?\s*\|", data.get("text/markdown", ""), re.MULTILINE))
+    ruled = re.search(r"^\s*\|?\s*:?-+:?\s*\|", data.get("text/markdown", ""), re.MULTILINE)
+    return bool(ruled) or "<table" in data.get("text/html", "")
 
 
-def render_page(notebook: Any, stem: str, titles: Mapping[str, str], folder: Path, bibliography: Mapping[str, Mapping[str, str]]) -> str:
+def render_page(notebook: Any, stem: str, titles: Mapping[str, str], folder: Path) -> str:
     """One executed notebook as HTML.
 
     Args:
         notebook: the executed notebook; `metadata.annealed` says how it was executed.
         stem: its file name without `.ipynb`; the page's is the same with `.html`.
         titles: the title of every page of the report by stem, in reading order.
-        folder: where images that the markdown names are found.
-        bibliography: entries of BibTeX by key.
+        folder: where the notebook stands, with `references.bib` and the images that its markdown names.
     """
+    bibliography = load_bibliography(folder / "references.bib")
     markdown = Markdown(folder, bibliography)
     body = Page(markdown).body(notebook.cells)
     title_html = next((text for level, _, text in markdown.headings if level == 1), escape(titles[stem]))
     body = re.sub(r"<h1\b.*?</h1>\s*", "", body, count=1, flags=re.DOTALL)  # it stands in the header
     order = list(titles)
     place = order.index(stem)
-    references = sorted((entry for key, entry in bibliography.items() if key in markdown.cited), key=_reference_order)
     return _template("page.html.j2").render(
         **_assets(markdown.has_maths),
         title=titles[stem],
         title_html=title_html,
         body=body,
         headings=[heading for heading in markdown.headings if heading[0] in (2, 3)],
-        references=[(entry["ID"], format_reference(entry)) for entry in references],
+        references=format_references(markdown.cited, bibliography),
         previous=order[place - 1] if place else None,
         following=order[place + 1] if place + 1 < len(order) else None,
         titles=titles,
@@ -266,13 +172,15 @@ def render_page(notebook: Any, stem: str, titles: Mapping[str, str], folder: Pat
     )
 
 
-def render_index(executed: Path, titles: Mapping[str, str], profile: str, description: str, bibliography: Mapping[str, Any]) -> str:
-    """The first page: what the report is, a card for each notebook found in `executed`, and the summary's table of claims."""
+def render_index(executed: Path, titles: Mapping[str, str], profile: str, description: str, folder: Path) -> str:
+    """The first page: what the report is, a card for each notebook found in `executed`, and the table of claims."""
+    bibliography = load_bibliography(folder / "references.bib")
     cards: list[dict[str, Any]] = []
-    claims, has_maths, execution = "", False, {}
+    execution: dict[str, Any] = {}
+    claims, has_maths = "", False
     for stem in titles:
         path = executed / f"{stem}.ipynb"
-        markdown = Markdown(executed, bibliography, references_page=f"{stem}.html")
+        markdown = Markdown(folder, bibliography, references_page=f"{stem}.html")
         card: dict[str, Any] = {"stem": stem, "title": markdown.inline(titles[stem]), "execution": None}
         if path.exists():
             notebook = nbformat.read(path, as_version=4)
@@ -284,7 +192,7 @@ def render_index(executed: Path, titles: Mapping[str, str], profile: str, descri
             card["image"] = _first_image(notebook)
             tagged = [cell for cell in notebook.cells if "claims" in cell.metadata.get("tags", [])]
             for cell in tagged if not claims else []:
-                claims += Page(markdown)._outputs(cell.outputs, 0)
+                claims += Page(markdown).outputs(cell.outputs, 0)
         cards.append(card)
         has_maths = has_maths or markdown.has_maths
     return _template("index.html.j2").render(
@@ -296,12 +204,9 @@ def _first_image(notebook: Any) -> dict[str, str] | None:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
-                return {"data": output.data["image/png"].replace("\n", ""), "alt": output.metadata.get("image/png", {}).get("alt", "")}
+                alternative = output.metadata.get("image/png", {}).get("alt", "")
+                return {"data": output.data["image/png"].replace("\n", ""), "alt": alternative}
     return None
-
-
-def _reference_order(entry: Mapping[str, str]) -> tuple[str, str]:
-    return entry.get("author", "").lower(), entry.get("year", "")
 
 
 @cache
@@ -325,4 +230,5 @@ def _assets(with_maths: bool) -> dict[str, str]:
 
     katex = (PAGE / "katex/katex.min.css").read_text(encoding="utf-8")
     katex = re.sub(r"src:url\((fonts/[\w-]+\.woff2)\)[^;}]*", embed, katex)
-    return {"style": katex + style, "script": (PAGE / "katex/katex.min.js").read_text(encoding="utf-8") + ";\n" + script}
+    engine = (PAGE / "katex/katex.min.js").read_text(encoding="utf-8")
+    return {"style": katex + style, "script": f"{engine};\n{script}"}

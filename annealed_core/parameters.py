@@ -1,7 +1,8 @@
 """Parameters of a notebook: what its `parameters` cell offers, what a profile asks for, and whether the two agree.
 
-A notebook offers parameters by assigning literals in one cell tagged `parameters`, each with a trailing `# help`. A profile is a
-YAML file with one section a notebook. Everything is compared before anything runs, and whatever is wrong is said in one line.
+A notebook offers parameters by assigning literals in one cell tagged `parameters`, each with a trailing `# help`. A
+profile is a YAML file with one section a notebook. All is compared before anything runs; what is wrong is said in one
+line.
 """
 
 import ast
@@ -41,7 +42,11 @@ class Parameter:
 
 
 def read_parameters(source: str) -> dict[str, Parameter]:
-    """Read the assignments of a cell: `seeds = 2  # runs a method` gives `{"seeds": Parameter("seeds", "2", 2, "runs a method")}`."""
+    """Read the assignments of a cell, by name.
+
+    >>> read_parameters("seeds = 2  # runs a method")
+    {'seeds': Parameter(name='seeds', literal='2', default=2, help='runs a method')}
+    """
     try:
         statements = ast.parse(source).body
         tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
@@ -162,8 +167,9 @@ def load_profile(name: str, folder: Path, notebooks: Iterable[str]) -> Profile:
 def check_parameters() -> None:
     """Check, inside a notebook, the parameters that papermill injected, or else those of the notebook itself.
 
-    Called in the cell after the parameters: `papermill notebook.ipynb out.ipynb -p lerning_rate 1` only warns about a name that the
-    notebook does not have; this makes it an error of one line. Outside IPython nothing happens.
+    Called in the cell after the parameters. Papermill only warns about a name that the notebook does not have, as in
+    `papermill notebook.ipynb out.ipynb -p lerning_rate 1`; this makes it an error of one line. Outside IPython nothing
+    happens.
 
     Raises:
         ParameterError: for an unknown name or an impossible value.
