@@ -128,8 +128,9 @@ def find_failure(cells: Sequence[Any], error: str | None) -> dict[str, Any] | No
         for output in cell.outputs:
             if output.output_type == "error" and "raises-exception" not in tags:
                 message = f"{output.ename}: {_one_line(output.evalue)}"
+                message = re.sub(r"\(\d+\.py, line (\d+)\)$", r"(line \1)", message)  # IPython's name for the cell
                 return {"cell": number, "execution_count": cell.execution_count, "error": message}
-        if cell.metadata.get("papermill", {}).get("status") in ("running", "completed", "failed"):
+        if cell.execution_count is not None:
             last = {"cell": number, "execution_count": cell.execution_count, "error": error}
     return last if error else None
 
@@ -220,9 +221,11 @@ def store_outputs(jobs: Sequence[Job]) -> None:
             raise ReportError(f"{job.stem}: {error}") from None
         nbformat.validate(notebook)
         lines = nbformat.v4.rwbase.split_lines(notebook)
-        cleaned[job] = json.dumps(lines, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    for job, text in cleaned.items():
-        write_whole(job.notebooks / f"{job.stem}.ipynb", text)
+        cleaned[job.notebooks / f"{job.stem}.ipynb"] = (
+            json.dumps(lines, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        )
+    for path, text in cleaned.items():
+        write_whole(path, text)
 
 
 def write_index(profile: Profile, job: Job) -> Path:

@@ -31,12 +31,13 @@ class Page:
         self.figures = self.tables = 0
 
     def body(self, cells: list[Any]) -> str:
-        """All cells as HTML, except those tagged `hide` and papermill's own remarks on an error."""
+        """All cells as HTML, except those tagged `hide` that did not fail and papermill's own remarks."""
         parts, number = [], 0
         for position, cell in enumerate(cells):
             tags = cell.metadata.get("tags", [])
             number += cell.cell_type == "code" and "injected-parameters" not in tags
-            if {"hide", "injected-parameters", "papermill-error-cell-tag"} & set(tags):
+            failed = any(output.output_type == "error" for output in cell.get("outputs", []))
+            if {"injected-parameters", "papermill-error-cell-tag"} & set(tags) or ("hide" in tags and not failed):
                 continue
             if cell.cell_type == "markdown":
                 parts.append(f'<div class="prose">{self.markdown.to_html(cell.source, cell.get("attachments"))}</div>')
@@ -92,7 +93,7 @@ class Page:
             trace = ansi2html("\n".join(output.traceback))
             message = f"{escape(output.ename)}: {escape(output.evalue)}"
             trace = f"<details><summary>traceback</summary><pre>{trace}</pre></details>"
-            return f'<div class="error" id="failed"><p>{message}</p>{trace}</div>'
+            return f'<div class="error"><p>{message}</p>{trace}</div>'
         data = output.data
         if "application/vnd.jupyter.widget-view+json" in data:
             return ""

@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def build(arguments: argparse.Namespace) -> int:
     profile, jobs = plan(arguments)
     print(f"annealed: {len(jobs)} notebooks with profile {profile.name}, {arguments.jobs} at a time", flush=True)
     errors = []
-    pool = start_workers(arguments.jobs)
+    pool = start_workers(min(arguments.jobs, len(jobs)))
     try:
         for outcome in execute_all(jobs, pool, with_pages=not arguments.store_outputs):
             print(f"  {outcome.stem:<24}{outcome.seconds:7.1f} s{'  failed' if outcome.error else ''}", flush=True)
@@ -119,6 +120,8 @@ def build(arguments: argparse.Namespace) -> int:
                 errors.append(outcome.error)
         if not arguments.store_outputs:
             print(f"annealed: {os.path.relpath(pool.submit(write_index, profile, jobs[0]).result())}")
+    except BrokenProcessPool:
+        errors.append("a process that executes notebooks was killed, perhaps for want of memory")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(jobs[0].out / ".partial", ignore_errors=True)
@@ -140,8 +143,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"annealed: {message}\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = _Parser(prog="python -m annealed_core.report", description="Execute the notebooks and build the report.")
     parser.add_argument("only", nargs="*", metavar="NOTEBOOK", help="restrict to these, such as 02_toy_energies")
     parser.add_argument("--profile", default="quick", help="quick, full or paper (default: quick)")
@@ -162,7 +165,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--check", type=Path, metavar="FOLDER", help="only check the pages that were built in this folder"
     )
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    arguments = parse_arguments(argv)
     try:
         if arguments.check:
             problems = check_pages(arguments.check)

@@ -1,0 +1,576 @@
+"""The report: what is refused, how notebooks are executed, and what their pages must be."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import IPython
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from annealed_core.execution import Job, clean, find_failure, store_outputs
+from annealed_core.pagecheck import check_pages
+from annealed_core.pages import render_page
+from annealed_core.parameters import ParameterError, ReportError, check_parameters, parse_value, read_parameters
+from annealed_core.report import main, parse_arguments, plan
+
+ROOT = Path(__file__).parent.parent
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BIBLIOGRAPHY = """@inproceedings{huang2018,
+  author = {Huang, Chin-Wei and Tan, Shawn}, title = {Improving {Explorability}}, booktitle = {NeurIPS},
+  year = {2018},
+  eprint = {1809.01818}
+}
+@article{unused1999, author = {Nobody, Ann}, title = {Never cited}, year = {1999}}
+"""
+SHOW = f"""# plotting helpers
+from IPython.display import display
+def show(alt, caption):
+    image = {{"image/png": "{PIXEL}", "text/plain": "a figure"}}
+    display(image, raw=True, metadata={{"image/png": {{"alt": alt}}}})
+    display({{"text/markdown": caption, "text/plain": caption}}, raw=True, metadata={{"annealed": "caption"}})
+def tabulate(table, caption):
+    display({{"text/markdown": caption}}, raw=True, metadata={{"annealed": "table-caption"}})
+    display({{"text/markdown": table}}, raw=True)"""
+THEORY = r"""## The bound on $\log Z$
+
+It follows from Jensen,
+$\log Z \ge \mathbb{E}_q[\log f - \log q]$, as
+<cite data-cite="huang2018">Huang et al. (2018)</cite> say;
+compare [the toys](02_toys.ipynb#What-fails) and [the toys' start](02_toys.ipynb).
+
+\begin{align} a &= b \\ c &= d \end{align}
+
+Five dollars, \$5, and `"$code$"` are no mathematics.
+
+```python
+price = "$1 and $2"
+```"""
+
+
+def code(source: str, *tags: str) -> nbformat.NotebookNode:
+    return new_code_cell(source, metadata={"tags": list(tags)})
+
+
+def write_notebook(path: Path, *cells: nbformat.NotebookNode) -> None:
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=list(cells), metadata={"kernelspec": kernel}), path)
+
+
+def make_project(folder: Path) -> Path:
+    """Three small notebooks, of which one fails, with profiles and a bibliography."""
+    notebooks, profiles = folder / "notebooks", folder / "profiles"
+    notebooks.mkdir(parents=True)
+    profiles.mkdir()
+    (notebooks / "references.bib").write_text(BIBLIOGRAPHY)
+    (profiles / "quick.yaml").write_text(
+        "description: two seeds\n02_toys: {steps: 7}\n01_theory: {lr: 1e-2, target: C}\n"
+    )
+    (profiles / "full.yaml").write_text("description: everything\n")
+    write_notebook(
+        notebooks / "00_summary.ipynb",
+        new_markdown_cell("# Summary\n\nWhat was claimed."),
+        code("from pathlib import Path\nprint('toys ran first:', Path('../trace').exists())"),
+        code(SHOW, "hide"),
+        code(
+            "tabulate('| claim | verdict |\\n|---|---|\\n| $a > b$ | [holds](01_theory.ipynb) |', 'Claims.')", "claims"
+        ),
+    )
+    write_notebook(
+        notebooks / "01_theory.ipynb",
+        new_markdown_cell("# Theory of *chains*\n\nA first paragraph with $x$."),
+        code("seeds = 2  # runs a method\nlr = 1e-3  # learning rate\ntarget = 'D'  # which energy", "parameters"),
+        code("from annealed_core.report import check_parameters\ncheck_parameters()", "hide"),
+        new_markdown_cell(THEORY),
+        code(SHOW, "fold"),
+        code("show('a dot', r'The path $f_t$.')"),
+        code("show('another dot', 'The same again.')\ntabulate('| a | b |\\n|---|---:|\\n| 1 | 2 |', 'Two numbers.')"),
+        code("import sys, os\nprint('progress', os.environ['ANNEALED_PROGRESS'], seeds, lr, target)"),
+    )
+    write_notebook(
+        notebooks / "02_toys.ipynb",
+        new_markdown_cell("# Toys\n\nBriefly."),
+        code("seeds = [0, 1]  # seeds\nsteps = 100  # training steps", "parameters"),
+        code("from pathlib import Path\nPath('../trace').touch()"),
+        new_markdown_cell("## What fails\n\nThis does."),
+        code("def train():\n    raise RuntimeError('the chain\\ndiverged at step 3')\ntrain()"),
+        new_markdown_cell("The end."),
+    )
+    return folder
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "annealed_core.report", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    folder = make_project(tmp_path_factory.mktemp("project"))
+    result = command(folder)
+    pages = folder / "build/report/quick"
+    soups = {path.stem: BeautifulSoup(path.read_text(), "html.parser") for path in pages.glob("*.html")}
+    return SimpleNamespace(folder=folder, result=result, pages=pages, soups=soups)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(make_project(tmp_path / "project"))
+    return Path.cwd()
+
+
+# ---- what is refused before anything runs
+
+REFUSALS = {
+    "profile": (["--profile", "quik"], "unknown profile 'quik': choose one of full, quick"),
+    "notebook": (["01_thery"], "unknown notebook '01_thery': did you mean '01_theory'?"),
+    "name": (
+        ["--set", "02_toys.stps=3"],
+        "02_toys: unknown parameter 'stps': did you mean 'steps'? it takes seeds, steps",
+    ),
+    "no parameters": (
+        ["--set", "00_summary.x=3"],
+        "00_summary: unknown parameter 'x': the notebook takes no parameters",
+    ),
+    "type": (["--set", "01_theory.seeds=two"], "01_theory: seeds takes a value like 2, got 'two'"),
+    "float for int": (["--set", "01_theory.seeds=1.5"], "01_theory: seeds takes a value like 2, got 1.5"),
+    "bool for int": (["--set", "02_toys.steps=true"], "02_toys: steps takes a value like 100, got True"),
+    "negative rate": (["--set", "01_theory.lr=-0.001"], "01_theory: impossible lr -0.001: lr takes a number above 0"),
+    "unknown target": (
+        ["--set", "01_theory.target=G"],
+        "01_theory: unknown target 'G': target takes one of A, B, C, D, E, F",
+    ),
+    "list entry": (["--set", "02_toys.seeds=[0, -1]"], "02_toys: impossible seed -1"),
+    "setting": (["--set", "lr=3"], "--set takes notebook.name=value"),
+    "jobs": (["--jobs", "0"], "argument --jobs: takes a number of processes from 1, got '0'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_impossible_requests_are_refused_in_one_line_before_anything_is_written(name, project, capsys, monkeypatch):
+    monkeypatch.setattr("annealed_core.report.start_workers", lambda number: pytest.fail("something was executed"))
+    arguments, message = REFUSALS[name]
+    try:
+        status = main(arguments)
+    except SystemExit as error:  # argparse
+        status = error.code
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.err.startswith(f"annealed: {message}")
+    assert captured.err.count("\n") == 1
+    assert not captured.out
+    assert not (project / "build").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            "03_mnst: {}",
+            "profile 'quick': section '03_mnst' names no notebook: choose from 00_summary, 01_theory, 02_toys",
+        ),
+        ("01_teory: {}", "profile 'quick': section '01_teory' names no notebook: did you mean '01_theory'?"),
+        ("01_theory: 3", "profile 'quick': section '01_theory' takes names and values, got 3"),
+        ("01_theory: {lr: [}", "profile 'quick' is not YAML:"),
+        ("- 1", "profile 'quick' takes a section for each notebook, got [1]"),
+    ],
+)
+def test_a_wrong_profile_is_refused_in_one_line(section, message, project, capsys):
+    (project / "profiles/quick.yaml").write_text(section)
+    assert main([]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"annealed: {message}")
+    assert error.count("\n") == 1
+    assert not (project / "build").exists()
+
+
+def test_an_unknown_citation_is_refused_with_its_notebook_and_key(project, capsys):
+    write_notebook(project / "notebooks/02_toys.ipynb", new_markdown_cell('# T\n<cite data-cite="hunag2018">H.</cite>'))
+    (project / "profiles/quick.yaml").write_text("")
+    assert main([]) == 2
+    expected = "unknown citation 'hunag2018': did you mean 'huang2018'? references.bib has no such entry\n"
+    assert capsys.readouterr().err == f"annealed: 02_toys: {expected}"
+
+
+def test_profiles_read_scientific_numbers_as_numbers():
+    assert parse_value("1e-3") == 0.001
+    assert parse_value("-2E+4") == -2e4
+    assert parse_value("[1, a]") == [1, "a"]
+
+
+def test_parameters_are_read_with_their_help():
+    found = read_parameters("seeds = 2  # runs\nnames: list = [  # which\n    'a',\n]\nother = f(3)\n")
+    assert [(p.name, p.default, p.help) for p in found.values()] == [
+        ("seeds", 2, "runs"),
+        ("names", ["a"], "which"),
+        ("other", None, ""),
+    ]
+    assert read_parameters("%matplotlib inline") == {}
+
+
+# ---- the check inside a notebook
+
+CELL = "seeds = 2  # runs\nlr = 1e-3  # learning rate"
+
+
+@pytest.mark.parametrize(
+    ("injected", "message"),
+    [
+        ("lerning_rate = 1", "unknown parameter 'lerning_rate': it takes lr, seeds"),
+        ("seds = 1", "unknown parameter 'seds': did you mean 'seeds'? it takes lr, seeds"),
+        ("lr = -1.0", "impossible lr -1.0: lr takes a number above 0"),
+        ("seeds = 'x'", "seeds takes a value like 2, got 'x'"),
+    ],
+)
+def test_injected_parameters_are_checked_inside_the_notebook(injected, message, monkeypatch):
+    history = ["", CELL, f"# Parameters\n{injected}\n", "check_parameters()"]
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(user_ns={"In": history}))
+    with pytest.raises(ParameterError) as caught:
+        check_parameters()
+    assert str(caught.value) == message
+    assert caught.value._render_traceback_() == [f"ParameterError: {message}"]
+
+
+def test_the_check_inside_a_notebook_passes_what_is_possible_however_often_it_runs(monkeypatch):
+    check_parameters()  # outside IPython
+    history = ["", CELL, "# Parameters\nlr = 0.1\n"]
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(user_ns={"In": history}))
+    for _ in range(3):
+        check_parameters()
+        history += ["check_parameters()", "x = 1", CELL]
+
+
+def test_papermill_with_a_misspelt_parameter_fails_with_one_clear_line(project, tmp_path):
+    arguments = ["01_theory.ipynb", str(tmp_path / "out.ipynb"), "-p", "sedes", "3", "--no-progress-bar"]
+    result = subprocess.run(
+        [sys.executable, "-m", "papermill", *arguments], cwd=project / "notebooks", capture_output=True, text=True
+    )
+    assert result.returncode != 0
+    message = "ParameterError: unknown parameter 'sedes': did you mean 'seeds'? it takes lr, seeds, target"
+    assert result.stderr.rstrip().splitlines()[-1] == message
+
+
+# ---- execution
+
+
+def test_a_failing_cell_fails_the_command_and_the_others_run_to_their_end(built):
+    assert built.result.returncode == 1
+    line = "annealed: 02_toys: code cell 3 (In [4]) failed: RuntimeError: the chain diverged at step 3\n"
+    assert built.result.stderr == line
+    assert sorted(built.soups) == ["00_summary", "01_theory", "02_toys", "index"]
+    assert "toys ran first: True" in built.soups["00_summary"].get_text()
+
+
+def test_the_page_of_a_failing_notebook_says_where_it_stopped(built):
+    page = built.soups["02_toys"]
+    assert "code cell 3: RuntimeError: the chain diverged at step 3" in page.select_one(".banner").get_text()
+    assert page.select_one("#cell-3 .error") is not None
+    assert page.select_one(".banner a")["href"] == "#cell-3"
+    assert "papermill" not in page.select_one("main").get_text()
+    assert "stopped at code cell 3" in built.soups["index"].get_text()
+
+
+def test_parameters_reach_the_notebook_and_its_page(built):
+    page = built.soups["01_theory"]
+    assert "progress 0 2 0.01 C" in page.get_text()
+    rows = [
+        [cell.get_text(" ", strip=True) for cell in row.select("td")] for row in page.select(".parameters tbody tr")
+    ]
+    assert rows[1:] == [["lr", "0.01 default 1e-3", "learning rate"], ["target", "\"C\" default 'D'", "which energy"]]
+
+
+def test_nothing_half_written_and_no_machine_path_is_left_behind(built):
+    files = {path.name for path in built.pages.rglob("*") if path.is_file()}
+    stems = ("00_summary", "01_theory", "02_toys")
+    assert files == {"index.html", *(f"{s}.html" for s in stems), *(f"{s}.ipynb" for s in stems)}
+    for stem in ("00_summary", "01_theory", "index"):
+        assert str(built.folder) not in (built.pages / f"{stem}.html").read_text()
+
+
+def test_the_profile_orders_the_notebooks_and_the_summary_comes_last(project):
+    _, jobs = plan(parse_arguments(["--set", "01_theory.lr=1e-4"]))
+    assert [job.stem for job in jobs] == ["02_toys", "01_theory", "00_summary"]
+    assert [job.parameters for job in jobs] == [{"steps": 7}, {"lr": 1e-4, "target": "C"}, {}]
+    _, jobs = plan(parse_arguments(["--profile", "full", "00_summary", "02_toys"]))
+    assert [(job.stem, job.parameters) for job in jobs] == [("02_toys", {}), ("00_summary", {})]
+    assert list(jobs[0].titles) == ["00_summary", "01_theory", "02_toys"]
+
+
+# ---- pages
+
+
+def test_figures_and_tables_are_joined_with_their_captions_and_numbered(built):
+    page = built.soups["01_theory"]
+    captions = [caption.get_text() for caption in page.select("figure > figcaption > b")]
+    assert captions == ["Figure 1.", "Figure 2.", "Table 1."]
+    first = page.select_one("#figure-1")
+    assert first.img["alt"] == "a dot"
+    assert first.img["src"].startswith("data:image/png;base64,")
+    assert first.select_one("figcaption .math").get_text() == "$f_t$"
+    assert page.select_one("#table-1 table td[style*=right]") is not None
+
+
+def test_citations_lead_to_the_entries_that_the_page_cites(built):
+    page = built.soups["01_theory"]
+    assert page.select_one("cite a")["href"] == "#ref-huang2018"
+    entries = page.select(".references li")
+    assert [entry["id"] for entry in entries] == ["ref-huang2018"]
+    expected = "C.-W. Huang and S. Tan (2018). Improving Explorability. NeurIPS. arXiv:1809.01818"
+    assert entries[0].get_text().strip() == expected
+    assert built.soups["00_summary"].select_one(".references") is None
+
+
+def test_links_between_notebooks_become_links_between_pages(built):
+    page = built.soups["01_theory"]
+    assert [link["href"] for link in page.select(".prose a[href^='02']")] == ["02_toys.html#What-fails", "02_toys.html"]
+    assert built.soups["02_toys"].select_one("h2#What-fails") is not None
+    assert page.select_one("a[rel=prev]")["href"] == "00_summary.html"
+    assert page.select_one("a[rel=next]")["href"] == "02_toys.html"
+    assert [link["href"] for link in page.select(".toc a")][-1] == "#references"
+
+
+def test_only_mathematics_is_marked_as_mathematics(built):
+    page = built.soups["01_theory"]
+    formulas = [formula.get_text() for formula in page.select(".prose .math")]
+    assert formulas[1:4] == [
+        r"$\log Z$",
+        r"$\log Z \ge \mathbb{E}_q[\log f - \log q]$",
+        r"\begin{align*} a &= b \\ c &= d \end{align*}",
+    ]
+    assert len(formulas) == 4
+    assert "@font-face" in page.select_one("style").get_text()
+    assert "@font-face" not in built.soups["02_toys"].select_one("style").get_text()
+
+
+def test_code_is_folded_hidden_or_open_as_its_tags_say(built):
+    page = built.soups["01_theory"]
+    cells = [(cell.summary.get_text(), cell.has_attr("open")) for cell in page.select("details.code")]
+    assert cells[:3] == [("code", False), ("code: plotting helpers", False), ("code", True)]
+    assert "check_parameters" not in page.select_one("main").get_text()
+
+
+def test_the_index_has_a_card_for_each_notebook_and_the_claims(built):
+    index = built.soups["index"]
+    assert [card.h2.get_text() for card in index.select(".card")] == ["Summary", "Theory of chains", "Toys"]
+    assert index.select(".card")[1].img["alt"] == "a dot"
+    assert "A first paragraph with" in index.select(".card")[1].get_text()
+    assert index.select_one(".claims a")["href"] == "01_theory.html"
+    assert "two seeds" in index.get_text()
+
+
+def test_stderr_and_progress_bars_do_not_show(tmp_path):
+    cell = code("work()")
+    cell.outputs = [
+        new_output("stream", name="stderr", text="  0%|   |"),
+        new_output("stream", name="stdout", text="1/2\r2/2\r\x1b[31mdone\x1b[0m\n"),
+        new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}, "text/plain": "HBox()"}),
+        new_output("display_data", data={"text/html": "<b>as is</b>"}),
+    ]
+    page = BeautifulSoup(render_page(new_notebook(cells=[cell]), "a", {"a": "A"}, tmp_path), "html.parser")
+    assert page.select_one("pre.output").get_text() == "done"
+    assert page.select_one(".stderr").has_attr("hidden")
+    assert "HBox" not in page.get_text()
+    assert page.select_one(".html b").get_text() == "as is"
+
+
+def test_a_hidden_cell_shows_when_it_fails(tmp_path):
+    cell = code("check_parameters()", "hide")
+    cell.outputs = [
+        new_output("error", ename="ParameterError", evalue="unknown", traceback=["ParameterError: unknown"])
+    ]
+    assert "ParameterError: unknown" in render_page(new_notebook(cells=[cell]), "a", {"a": "A"}, tmp_path)
+
+
+def test_a_kernel_that_dies_is_blamed_on_the_cell_that_ran():
+    cells = [new_markdown_cell("x"), code("1"), code("exit"), code("2")]
+    cells[1].execution_count, cells[2].execution_count = 1, 2
+    expected = {"cell": 2, "execution_count": 2, "error": "DeadKernelError: Kernel died"}
+    assert find_failure(cells, "DeadKernelError: Kernel died") == expected
+
+
+def test_repeated_headings_get_anchors_of_their_own(tmp_path):
+    notebook = new_notebook(cells=[new_markdown_cell("# A\n## The $x$ part\n"), new_markdown_cell("## The $x$ part")])
+    page = BeautifulSoup(render_page(notebook, "a", {"a": "A"}, tmp_path), "html.parser")
+    assert [heading["id"] for heading in page.select("h2")] == ["The-$x$-part", "The-$x$-part-2"]
+
+
+# ---- the check of the pages
+
+
+def test_the_check_finds_nothing_but_the_failure_in_these_pages(built):
+    problems = check_pages(built.pages)
+    assert problems
+    assert all(problem.startswith("02_toys.html: error in a cell") for problem in problems)
+    result = command(built.folder, "--check", "build/report/quick")
+    assert (result.returncode, result.stdout.splitlines()) == (1, problems)
+
+
+PLANTED = {
+    '<script src="https://cdn.example/katex.js"></script>': "<script> loads https://cdn.example/katex.js",
+    '<link rel="stylesheet" href="//cdn.example/a.css">': "<link> loads //cdn.example/a.css",
+    '<style>@import "a.css"; p { background: url(https://x.example/y.png) }</style>': "style loads",
+    '<p style="background: url(a.png)">': "style loads a.png",
+    '<img src="data:,">': "image 1 has no alternative text",
+    '<img src="a.png" alt="a">': "<img> loads a.png",
+    '<a href="02_toys.ipynb">': "link to a notebook: 02_toys.ipynb",
+    '<a href="nowhere.html">': "link to a page that is not there: nowhere.html",
+    '<a href="#nowhere">': "link to a section that is not there: #nowhere",
+    "<p>$$ x $$</p>": "mathematics left as text: $$ x $$",
+    r"<p>the rate \alpha</p>": r"mathematics left as text: the rate \alpha",
+    '<span class="math">$x$</span>': "formulas, but no KaTeX to draw them",
+    '<span class="katex-error">x</span>': "KaTeX cannot draw x",
+    '<pre class="stderr" hidden>cell 1: warning</pre>': "stderr in cell 1: warning",
+    '<cite data-cite="none2000">None</cite>': "unresolved citation none2000",
+}
+
+
+@pytest.mark.parametrize("html", PLANTED)
+def test_the_check_finds_what_is_planted(html, tmp_path):
+    (tmp_path / "index.html").write_text(f"<p id='a'>fine, <a href='#a'>here</a>, <code>$$</code></p>{html}")
+    (problem, *_) = check_pages(tmp_path)
+    assert problem.startswith(f"index.html: {PLANTED[html]}")
+
+
+def test_the_check_misses_pages_that_should_be_there(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks/01_theory.ipynb").touch()
+    assert check_pages(tmp_path) == ["01_theory.html: missing", "index.html: missing"]
+
+
+# ---- outputs that are committed
+
+
+def executed_notebook() -> nbformat.NotebookNode:
+    cell = new_code_cell("x", execution_count=7, metadata={"papermill": {"duration": 1.0}, "tags": ["fold"]})
+    cell.outputs = [
+        new_output("stream", name="stderr", text="warning"),
+        new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}}),
+        new_output(
+            "execute_result", data={"text/plain": "1 m/s at 3/4/5, https://a.example/home/x"}, execution_count=7
+        ),
+    ]
+    metadata = {"papermill": {"start_time": "now"}, "language_info": {"name": "python", "version": "3.11.7"}}
+    return new_notebook(cells=[cell], metadata=metadata)
+
+
+def test_stored_outputs_are_the_same_wherever_they_were_made(tmp_path):
+    job = Job("a", tmp_path, tmp_path / "out", "defaults", {}, {"a": "A"})
+    job.executed.parent.mkdir(parents=True)
+    nbformat.write(executed_notebook(), job.executed)
+    store_outputs([job])
+    text = (tmp_path / "a.ipynb").read_text()
+    assert text.endswith("}\n")
+    assert text.startswith('{\n "cells"')
+    notebook = json.loads(text)
+    assert notebook["metadata"] == {
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    (cell,) = notebook["cells"]
+    assert (cell["execution_count"], cell["metadata"]) == (1, {"tags": ["fold"]})
+    assert [output["output_type"] for output in cell["outputs"]] == ["execute_result"]
+    assert cell["outputs"][0]["execution_count"] == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["/home/someone/data", "saved in /tmp/x.pt", "C:\\Users\\x", "<object at 0x7f0123456789>"]
+)
+def test_outputs_that_are_true_of_one_machine_only_are_not_stored(text):
+    notebook = executed_notebook()
+    notebook.cells[0].outputs[2].data["text/plain"] = text
+    with pytest.raises(ReportError, match="code cell 1 prints what is true of one machine only"):
+        clean(notebook)
+
+
+def test_outputs_are_stored_only_when_every_notebook_succeeds(project):
+    before = {path: path.read_bytes() for path in (project / "notebooks").iterdir()}
+    assert command(project, "--store-outputs", "02_toys", "00_summary").returncode == 1
+    assert {path: path.read_bytes() for path in (project / "notebooks").iterdir()} == before
+    assert command(project, "--store-outputs", "00_summary").returncode == 0
+    stored = nbformat.read(project / "notebooks/00_summary.ipynb", as_version=4)
+    assert [cell.execution_count for cell in stored.cells[1:]] == [1, 2, 3]
+    assert stored.cells[1].outputs[0].text == "toys ran first: True\n"
+
+
+# ---- in a browser
+
+
+def open_in_browser(page: Path, profile: Path) -> tuple[BeautifulSoup, list[str]]:
+    """The page as a browser without network draws it, and what its console says."""
+    options = (
+        "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --enable-logging=stderr"
+    )
+    rules = ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}", "--virtual-time-budget=10000"]
+    result = subprocess.run(
+        [CHROMIUM, *options.split(), *rules, "--dump-dom", page.resolve().as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    console = [line for line in result.stderr.splitlines() if re.search(r"CONSOLE|ERR_|Refused", line)]
+    return BeautifulSoup(result.stdout, "html.parser"), console
+
+
+def check_in_browser(folder: Path, profile: Path) -> None:
+    for page in sorted(folder.glob("*.html")):
+        formulas = len(BeautifulSoup(page.read_text(), "html.parser").select(".math"))
+        drawn, console = open_in_browser(page, profile)
+        assert not console, page.name
+        assert len(drawn.select(".math > .katex, .math > .katex-display > .katex")) == formulas, page.name
+        assert not drawn.select(".katex-error"), page.name
+        assert all(image.get("alt") for image in drawn.select("img")), page.name
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+def test_a_browser_without_network_draws_every_formula_and_complains_of_nothing(built, tmp_path):
+    check_in_browser(built.pages, tmp_path)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+def test_the_browser_check_would_notice(tmp_path):
+    bad = new_notebook(cells=[new_markdown_cell(r"$\frac{1}$"), code("x")])
+    bad.cells[1].outputs = [
+        new_output("display_data", data={"text/html": "<script>lost()</script><img src='http://a.example/b'>"})
+    ]
+    (tmp_path / "a.html").write_text(render_page(bad, "a", {"a": "A"}, tmp_path))
+    drawn, console = open_in_browser(tmp_path / "a.html", tmp_path / "profile")
+    assert drawn.select(".katex-error")
+    assert any("lost is not defined" in line for line in console)
+    assert any("Content Security Policy" in line for line in console)
+
+
+# ---- the pages of the real report, once they have been built
+
+PAGES = os.environ.get("ANNEALED_PAGES")
+needs_pages = pytest.mark.skipif(not PAGES, reason="ANNEALED_PAGES names no built report")
+
+
+@needs_pages
+def test_the_built_report_is_sound():
+    folder = ROOT / str(PAGES)
+    assert folder.is_dir(), f"build the report first: there is no {PAGES}"
+    sources = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert sources <= {path.stem for path in folder.glob("*.html")}
+    assert check_pages(folder) == []
+
+
+@needs_pages
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+def test_a_browser_without_network_draws_the_built_report(tmp_path):
+    check_in_browser(ROOT / str(PAGES), tmp_path)
