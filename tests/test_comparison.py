@@ -1,0 +1,110 @@
+"""Comparisons: intervals against tabulated quantiles, and the word for every case."""
+
+import math
+import random
+import statistics
+
+import pytest
+
+from annealed_core.comparison import VERDICTS, Interval, interval, paired_difference, verdict
+
+T_QUANTILES = {2: 12.7062, 3: 4.3027, 5: 2.7764, 10: 2.2622, 30: 2.0452}  # two-sided 95 %, n - 1 degrees of freedom
+
+
+@pytest.mark.parametrize(("n", "quantile"), T_QUANTILES.items())
+def test_the_interval_is_students(n, quantile):
+    values = [math.sin(7 * i) for i in range(n)]
+    error = statistics.stdev(values) / n**0.5
+    found = interval(values)
+    assert found.mean == pytest.approx(statistics.fmean(values)) and found.n == n
+    assert found.standard_error == pytest.approx(error)
+    assert found.half_width == pytest.approx(quantile * error, rel=1e-4)
+    assert found.high - found.mean == pytest.approx(found.mean - found.low)
+
+
+def test_another_confidence_gives_another_interval():
+    assert interval([0.0, 1.0, 2.0], 0.99).half_width == pytest.approx(9.9248 / 3**0.5, rel=1e-4)
+
+
+def test_the_interval_covers_the_mean_in_95_of_100_cases():
+    generator = random.Random(0)
+    found = [interval([generator.gauss(1, 2) for _ in range(4)]) for _ in range(4000)]
+    assert sum(i.low <= 1 <= i.high for i in found) / 4000 == pytest.approx(0.95, abs=0.015)
+
+
+def test_a_single_value_has_no_interval():
+    found = interval([3.0])
+    assert (found.mean, found.low, found.high, found.n) == (3.0, -math.inf, math.inf, 1)
+    assert math.isnan(found.standard_error)
+    assert found.text() == "3.00 (1 seed)"
+
+
+def test_equal_values_have_an_interval_of_no_width():
+    assert interval([2.0] * 4) == Interval(2.0, 0.0, 2.0, 2.0, 4)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], [1.0, -math.inf]])
+def test_no_interval_of_nothing_or_of_values_that_are_not_finite(values):
+    with pytest.raises(ValueError, match="an interval needs at least one value, all finite, got"):
+        interval(values)
+
+
+def test_text_gives_mean_and_half_width():
+    assert Interval(1.234, 0.1, 1.034, 1.434, 5).text() == "1.23 ± 0.20"
+    assert Interval(1.234, 0.1, 1.034, 1.434, 5).text(1) == "1.2 ± 0.2"
+
+
+def test_paired_differences_ignore_what_pairs_share():
+    ours, theirs = [100.1, 205.2, 301.0], [100.0, 205.0, 300.9]
+    found = paired_difference(ours, theirs)
+    assert found.mean == pytest.approx(0.4 / 3)
+    assert found.low == pytest.approx(interval([0.1, 0.2, 0.1]).low)
+    assert found.high < 0.5 < interval(ours).half_width
+
+
+def test_paired_differences_have_the_sign_of_ours_minus_theirs():
+    assert paired_difference([1.0, 1.1], [3.0, 3.0]).mean == pytest.approx(-1.95)
+
+
+def test_unequal_numbers_of_values_are_not_paired():
+    with pytest.raises(ValueError, match="paired values must be equally many, got 2 and 3"):
+        paired_difference([1, 2], [1, 2, 3])
+
+
+def between(low, high, n=5):
+    return Interval((low + high) / 2, 1.0, low, high, n)
+
+
+CASES = [
+    (between(0.1, 0.9), 0.0, "reproduced"),
+    (between(0.1, 0.2), 0.5, "reproduced"),
+    (between(-0.9, -0.1), 0.0, "reversed"),
+    (between(-0.9, -0.1), 5.0, "reversed"),
+    (between(-0.2, 0.2), 0.5, "not reproduced"),
+    (between(-0.2, 0.2), 0.0, "inconclusive"),
+    (between(-0.2, 0.7), 0.5, "inconclusive"),
+    (between(0.0, 0.0), 0.5, "not reproduced"),
+    (interval([3.0]), 0.5, "inconclusive"),
+    (None, 0.5, "not yet run"),
+]
+
+
+@pytest.mark.parametrize(("difference", "smallest_effect", "word"), CASES)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_verdict_of_every_case(difference, smallest_effect, word, sign):
+    if sign == -1 and difference is not None:
+        difference = Interval(
+            -difference.mean, difference.standard_error, -difference.high, -difference.low, difference.n
+        )
+    assert verdict(difference, sign, smallest_effect) == word
+    assert word in VERDICTS
+
+
+def test_every_word_has_a_case():
+    assert {word for *_, word in CASES} == set(VERDICTS)
+
+
+@pytest.mark.parametrize("sign", [0, 2, -0.5])
+def test_a_claim_needs_a_sign(sign):
+    with pytest.raises(ValueError, match="claimed_sign must be"):
+        verdict(between(0, 1), sign)

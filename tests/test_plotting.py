@@ -1,0 +1,127 @@
+"""Plotting: every figure leaves an image with alternative text and a caption, every table its Markdown."""
+
+import base64
+import math
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from annealed_core import figures, plotting
+from annealed_core.comparison import Interval
+from annealed_core.targets import ENERGIES
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What is displayed: a list of (object, metadata)."""
+    found = []
+    monkeypatch.setattr(plotting, "display", lambda thing, metadata=None: found.append((thing, metadata)))
+    return found
+
+
+def test_show_emits_an_image_with_its_alternative_text_and_then_a_caption(shown):
+    figure, axes = plotting.panels(1, 1)
+    axes[0, 0].plot([0, 1])
+    plotting.show(figure, "**A line.** It rises.", "A rising line")
+    (image, about_image), (caption, about_caption) = shown
+    assert about_image == {"image/png": {"alt": "A rising line"}}
+    png, metadata = image._repr_mimebundle_()
+    assert base64.b64decode(png["image/png"]).startswith(b"\x89PNG")
+    assert metadata["image/png"]["alt"] == "A rising line"
+    assert caption.data == "**A line.** It rises." and about_caption == {"annealed": "caption"}
+
+
+def test_show_closes_the_figure_so_that_it_is_shown_once(shown):
+    figure, _ = plotting.panels(1, 1)
+    assert plt.fignum_exists(figure.number)
+    plotting.show(figure, "caption", "alt")
+    assert not plt.fignum_exists(figure.number)
+
+
+def test_the_same_figure_gives_the_same_bytes(shown):
+    for _ in range(2):
+        plotting.show(figures.densities({"A": ENERGIES["A"]}, columns=1, width=2), "caption", "alt")
+    assert shown[0][0].data == shown[2][0].data
+
+
+@pytest.mark.parametrize(("caption", "alt"), [("", "alt"), ("caption", ""), (None, "alt"), ("caption", None)])
+def test_show_refuses_a_figure_without_caption_or_alternative_text(shown, caption, alt):
+    figure, _ = plotting.panels(1, 1)
+    with pytest.raises(ValueError, match="a figure needs a caption and an alternative text"):
+        plotting.show(figure, caption, alt)
+    assert not shown
+    plt.close(figure)
+
+
+def test_a_table_is_markdown_with_numbers_to_the_right_and_its_caption_above(shown):
+    rows = [
+        {"method": "ELBO", "log Z": 1.87654, "interval": Interval(1.5, 0.1, 1.25, 1.75, 5), "n": 5},
+        {"method": "a|b", "log Z": None, "interval": None, "n": 1},
+    ]
+    plotting.table(rows, "What was found.")
+    (caption, about_caption), (table, _) = shown
+    assert caption.data == "What was found." and about_caption == {"annealed": "table-caption"}
+    assert table.data.splitlines() == [
+        "| method | log Z | interval | n |",
+        "| :--- | ---: | ---: | ---: |",
+        "| ELBO | 1.877 | 1.50 ± 0.25 | 5 |",
+        r"| a\|b | – | – | 1 |",
+    ]
+
+
+def test_a_table_needs_no_caption(shown):
+    plotting.table([{"a": "b"}])
+    assert len(shown) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [(0.5, "0.5"), (2.0, "2"), (0.12345, "0.123"), (123.456, "123.5"), (-99.5, "-99.5"), (7, "7"), (math.nan, "nan")],
+)
+def test_cells_have_three_decimals_at_most(value, cell):
+    assert plotting._cell(value) == cell
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 3), (2, 1)])
+def test_panels_are_always_an_array_of_rows_and_columns(rows, columns):
+    figure, axes = plotting.panels(rows, columns)
+    assert axes.shape == (rows, columns)
+    plt.close(figure)
+
+
+def test_intervals_draw_a_dot_for_each_group_and_series_and_a_bar_only_where_there_is_one():
+    figure, axes = plotting.panels(1, 1)
+    five, one = Interval(1.0, 0.1, 0.5, 1.5, 5), Interval(2.0, math.nan, -math.inf, math.inf, 1)
+    plotting.intervals(axes[0, 0], {"A": {"elbo": five, "avo": one}, "B": {"avo": five}}, "nats", zero=True)
+    ax = axes[0, 0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["A", "B"] and ax.get_xlabel() == "nats"
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["HVI, ELBO", "HVI-AVO"]
+    dots = {c.get_label(): sorted(c.lines[0].get_xdata()) for c in ax.containers}
+    assert dots == {"HVI, ELBO": [1.0], "HVI-AVO": [1.0, 2.0]}
+    assert all(math.isfinite(edge) for edge in ax.get_xlim())
+    figure.canvas.draw()
+    plt.close(figure)
+
+
+def test_figures_have_a_panel_for_each_target():
+    few = {name: ENERGIES[name] for name in "AD"}
+    drawn = {"ELBO": {name: torch.randn(50, 2) for name in few}}
+    for figure, panels in ((figures.densities(few, columns=2), 2), (figures.samples(drawn, few), 4)):
+        figure.canvas.draw()
+        assert len(figure.axes) == panels
+        plt.close(figure)
+
+
+def test_image_grid_lays_images_side_by_side():
+    images = torch.rand(3, 784)
+    figure = figures.image_grid({"data": images})
+    shown_ = figure.axes[0].images[0].get_array()
+    assert shown_.shape == (28, 84)
+    assert shown_.data[:, 28:56].tolist() == images[1].view(28, 28).tolist()
+    plt.close(figure)
+
+
+def test_methods_have_colours_that_differ():
+    colours = [plotting.COLOURS[name] for name in ("target", "elbo", "avo", "vae", "ais", "other")]
+    assert len(set(map(str, colours))) == len(colours)

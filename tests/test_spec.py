@@ -1,0 +1,263 @@
+"""Spec: what it refuses and in which words, its defaults, and that it can't be changed."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from annealed_core.spec import DEFAULTS, FIELDS, METHODS, Spec, check_parameter
+
+ENERGIES = "A, B, C, D, E, F, ring8, gmm40"
+every_method = pytest.mark.parametrize(("experiment", "method"), [(e, m) for e, ms in METHODS.items() for m in ms])
+WHOLE = ["n_transitions", "hidden", "steps", "epochs", "batch", "samples", "latents", "width", "seed"]
+WHOLE += ["train_images", "nll_samples", "nll_images"]
+REAL = ["lr", "beta1", "beta0", "gamma", "avo_weight"]
+
+
+class Bowl:
+    """A user's own target."""
+
+    dim = 2
+
+    def log_prob(self, z):
+        return -z.square().sum(-1)
+
+
+def make(**fields):
+    """An AVO spec of the experiment to which the fields apply."""
+    toy = set(fields) & {"target", "steps", "samples"}
+    return Spec(**{"experiment": "toy" if toy else "mnist", "method": "avo", **fields})
+
+
+BAD = [
+    ({"experiment": "cifar"}, "unknown experiment 'cifar': experiment takes one of toy, mnist"),
+    ({"experiment": None}, "impossible experiment None: experiment takes one of toy, mnist"),
+    ({"experiment": "toy", "method": "vae"}, "unknown method 'vae': for 'toy' choose one of elbo, avo"),
+    ({"experiment": "mnist", "method": "elbo"}, "unknown method 'elbo': for 'mnist' choose one of vae, hvi, avo"),
+    ({"experiment": "mnist", "method": None}, "unknown method None: for 'mnist' choose one of vae, hvi, avo"),
+    ({"target": "G"}, f"unknown target 'G': target takes one of {ENERGIES}, or an object with log_prob and dim"),
+    ({"lr": -1e-3}, "impossible lr -0.001: lr takes a number above 0"),
+    ({"lr": 0}, "impossible lr 0: lr takes a number above 0"),
+    ({"lr": math.nan}, "impossible lr nan: lr takes a number above 0"),
+    ({"lr": math.inf}, "impossible lr inf: lr takes a number above 0"),
+    ({"lr": "1e-3"}, "impossible lr '1e-3': lr takes a number above 0"),
+    ({"lr": True}, "impossible lr True: lr takes a number above 0"),
+    ({"batch": 0}, "impossible batch 0: batch takes a whole number from 2"),
+    ({"batch": 64.0}, "impossible batch 64.0: batch takes a whole number from 2"),
+    ({"batch": True}, "impossible batch True: batch takes a whole number from 2"),
+    ({"seed": -1}, "impossible seed -1: seed takes a whole number from 0 to 2,147,483,647"),
+    ({"steps": 0}, "impossible steps 0: steps takes a whole number from 1"),
+    ({"train_images": 60_000}, "impossible train_images 60000: train_images takes a whole number from 2 to 50,000"),
+    ({"beta1": 1.0}, "impossible beta1 1.0: beta1 takes a number in [0, 1)"),
+    ({"avo_weight": 1.5}, "impossible avo_weight 1.5: avo_weight takes a number in [0, 1]"),
+    ({"beta0": -0.1}, "impossible beta0 -0.1: beta0 takes a number in [0, 1]"),
+    ({"schedule": "cosine"}, "unknown schedule 'cosine': schedule takes one of constant, linear, geometric"),
+    ({"initialisation": "zero"}, "unknown initialisation 'zero': initialisation takes one of default, identity"),
+    ({"n_transitions": 0}, "impossible n_transitions 0: method 'avo' takes at least 1"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD, ids=[message.split(":")[0] for _, message in BAD])
+def test_a_bad_spec_is_refused_with_one_line_of_field_value_and_what_it_takes(fields, message):
+    with pytest.raises(ValueError) as refusal:
+        make(**fields)
+    assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("value", [-1, 2.0, True, False, "3", math.nan, math.inf, [3], torch.tensor(3)])
+def test_a_field_of_whole_numbers_takes_nothing_else(name, value):
+    with pytest.raises(ValueError, match=rf"^impossible {name} .*: {name} takes a whole number from \d") as refusal:
+        make(**{name: value})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("value", [-1e-9, True, False, "0.5", math.nan, math.inf, -math.inf, [0.5]])
+def test_a_field_of_numbers_takes_nothing_else(name, value):
+    with pytest.raises(ValueError, match=rf"^impossible {name} .*: {name} takes a number ") as refusal:
+        make(**{name: value})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("bad", [["D"], 3, object(), type("NoDim", (), {"log_prob": print})()])
+def test_a_target_without_log_prob_and_dim_is_refused(bad):
+    with pytest.raises(ValueError, match=r"^impossible target .* or an object with log_prob and dim$"):
+        make(target=bad)
+
+
+@pytest.mark.parametrize("dim", [0, -1, 2.0, "2", None])
+def test_a_target_of_no_dimension_is_refused(dim):
+    with pytest.raises(ValueError, match=r"^impossible target"):
+        make(target=type("Bad", (Bowl,), {"dim": dim})())
+
+
+INAPPLICABLE = [
+    *[("toy", "elbo", f) for f in ("epochs", "latents", "width", "beta0", "train_images", "nll_samples", "avo_weight")],
+    ("toy", "avo", "avo_weight"),
+    *[("mnist", "vae", f) for f in ("n_transitions", "hidden", "avo_weight", "steps", "samples")],
+    ("mnist", "hvi", "avo_weight"),
+]
+
+
+@pytest.mark.parametrize(("experiment", "method", "field"), INAPPLICABLE)
+def test_a_field_that_does_not_apply_is_refused(experiment, method, field):
+    message = f"{field} does not apply to method '{method}' of experiment '{experiment}', got 1"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Spec(experiment=experiment, method=method, **{field: 1})
+
+
+@pytest.mark.parametrize("field", ["beta0", "gamma"])
+def test_a_constant_schedule_takes_no_parameters(field):
+    with pytest.raises(ValueError, match=f"^{field} does not apply"):
+        Spec(experiment="mnist", method="vae", schedule="constant", **{field: 0.5})
+
+
+@every_method
+def test_fields_that_are_not_given_have_the_defaults_of_the_experiment(experiment, method):
+    spec = Spec(experiment=experiment, method=method)
+    given_ = spec.fields()
+    assert given_.pop("experiment") == experiment and given_.pop("method") == method and given_.pop("seed") == 0
+    assert given_.items() <= DEFAULTS[experiment].items()
+    unused = DEFAULTS[experiment].keys() - given_.keys()
+    assert (
+        unused
+        == {
+            ("toy", "elbo"): set(),
+            ("toy", "avo"): set(),
+            ("mnist", "vae"): {"n_transitions", "hidden", "initialisation", "avo_weight"},
+            ("mnist", "hvi"): {"avo_weight"},
+            ("mnist", "avo"): set(),
+        }[experiment, method]
+    )
+
+
+def test_mnists_defaults_are_the_reports_configuration():
+    spec = Spec(experiment="mnist", method="avo")
+    assert (spec.width, spec.latents, spec.n_transitions, spec.hidden) == (300, 40, 5, 40)
+    assert (spec.epochs, spec.batch, spec.lr, spec.schedule, spec.beta0, spec.gamma) == (
+        25,
+        64,
+        1e-3,
+        "linear",
+        0.2,
+        2e-4,
+    )
+    assert (spec.avo_weight, spec.initialisation, spec.train_images) == (0.2, "identity", 50_000)
+
+
+@every_method
+def test_a_spec_made_of_its_own_fields_is_the_same(experiment, method):
+    spec = Spec(experiment=experiment, method=method, seed=3, lr=0.01)
+    assert Spec(**spec.fields()) == spec and hash(Spec(**spec.fields())) == hash(spec)
+
+
+def test_a_spec_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Spec(experiment="toy", method="avo").seed = 1
+
+
+def test_specs_are_keys():
+    specs = {Spec(experiment="toy", method="avo", seed=seed % 2): seed for seed in range(4)}
+    assert list(specs.values()) == [2, 3]
+
+
+def test_replace_changes_fields_and_drops_those_that_no_longer_apply():
+    spec = Spec(experiment="mnist", method="avo", seed=3, n_transitions=2, avo_weight=0.5, beta0=0.1)
+    assert spec.replace(seed=4) == Spec(
+        experiment="mnist", method="avo", seed=4, n_transitions=2, avo_weight=0.5, beta0=0.1
+    )
+    assert spec.replace(method="hvi") == Spec(experiment="mnist", method="hvi", seed=3, n_transitions=2, beta0=0.1)
+    assert spec.replace(method="vae") == Spec(experiment="mnist", method="vae", seed=3, beta0=0.1)
+    assert spec.replace(schedule="constant").beta0 is None
+    assert spec.replace() == spec and spec.seed == 3
+
+
+def test_replace_refuses_what_a_spec_refuses():
+    spec = Spec(experiment="mnist", method="vae")
+    for changes in ({"lr": -1.0}, {"hidden": 3}, {"method": "elbo"}, {"experiment": "cifar"}):
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            spec.replace(**changes)
+    with pytest.raises(TypeError, match="learning_rate"):
+        spec.replace(learning_rate=1.0)
+
+
+def test_an_unknown_field_is_refused():
+    with pytest.raises(TypeError, match="learning_rate"):
+        Spec(experiment="toy", method="avo", learning_rate=1e-3)
+
+
+def test_a_users_own_target_is_taken():
+    target = Bowl()
+    spec = Spec(experiment="toy", method="elbo", target=target)
+    assert spec.target_object is target
+    assert spec.label == "toy-Bowl-elbo-s0"
+
+
+def test_labels_and_target_objects():
+    assert Spec(experiment="toy", method="avo", target="A", seed=2).label == "toy-A-avo-s2"
+    assert Spec(experiment="mnist", method="vae").label == "mnist-vae-s0"
+    assert Spec(experiment="toy", method="avo", target="A").target_object.name == "A"
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    lr=st.floats(1e-12, 1e6, exclude_min=True),
+    batch=st.integers(2, 10**6),
+    beta1=st.floats(0, 1, exclude_max=True),
+    n_transitions=st.integers(1, 1000),
+    target=st.sampled_from(ENERGIES.split(", ")),
+)
+def test_possible_values_are_taken_as_they_are(**fields):
+    assert {**Spec(experiment="toy", method="avo", **fields).fields(), **fields} == Spec(
+        experiment="toy", method="avo", **fields
+    ).fields()
+
+
+@given(value=st.one_of(st.text(), st.floats(), st.integers(), st.booleans(), st.binary(), st.lists(st.integers())))
+@pytest.mark.parametrize("name", FIELDS)
+def test_whatever_a_field_is_given_it_is_taken_or_refused_with_one_line(name, value):
+    try:
+        check_parameter(name, value)
+    except ValueError as refusal:
+        message = str(refusal)
+        assert "\n" not in message and repr(value) in message and f": {name} takes {FIELDS[name].takes}" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("method", "avo"),
+        ("methods", ["elbo", "avo"]),
+        ("seeds", [0, 1, 2]),
+        ("seeds", (0, 1)),
+        ("targets", ["A", "ring8"]),
+        ("schedules", ["linear", "constant"]),
+        ("lr", 1e-3),
+        ("something_else", -1),
+    ],
+)
+def test_check_parameter_takes_what_is_possible(name, value):
+    check_parameter(name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("lr", -1, "impossible lr -1: lr takes a number above 0"),
+        ("seeds", [0, -1], "impossible seed -1: seed takes a whole number from 0 to 2,147,483,647"),
+        ("seeds", [], "seeds must be a list of at least one value, got []"),
+        ("seeds", 3, "seeds must be a list of at least one value, got 3"),
+        ("methods", "avo", "methods must be a list of at least one value, got 'avo'"),
+        ("methods", ["avo", "flow"], "unknown method 'flow': method takes one of elbo, avo, vae, hvi"),
+        ("schedules", ["cosine"], "unknown schedule 'cosine': schedule takes one of constant, linear, geometric"),
+    ],
+)
+def test_check_parameter_refuses_the_impossible_with_one_line(name, value, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check_parameter(name, value)
