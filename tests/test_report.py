@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -513,7 +514,12 @@ def open_in_browser(page: Path, profile: Path) -> tuple[BeautifulSoup, list[str]
     options = (
         "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --enable-logging=stderr"
     )
-    rules = ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}", "--virtual-time-budget=10000"]
+    rules = [
+        "--hide-scrollbars",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=10000",
+    ]
     result = subprocess.run(
         [CHROMIUM, *options.split(), *rules, "--dump-dom", page.resolve().as_uri()],
         capture_output=True,
@@ -524,8 +530,19 @@ def open_in_browser(page: Path, profile: Path) -> tuple[BeautifulSoup, list[str]
     return BeautifulSoup(result.stdout, "html.parser"), console
 
 
+def width_on_a_phone(page: Path, scratch: Path) -> int:
+    """How wide the page is in a window of 380 pixels."""
+    frame = f'<iframe style="width: 380px; height: 800px; border: 0" srcdoc="{escape(page.read_text())}"></iframe>'
+    measure = "document.title = frames[0].document.documentElement.scrollWidth"
+    wrapper = scratch / "wrapper.html"
+    wrapper.write_text(f"<!DOCTYPE html>{frame}<script>onload = () => {{ {measure} }}</script>")
+    drawn, _ = open_in_browser(wrapper, scratch)
+    return int(drawn.title.get_text())
+
+
 def check_in_browser(folder: Path, profile: Path) -> None:
     for page in sorted(folder.glob("*.html")):
+        assert width_on_a_phone(page, profile) == 380, f"{page.name} scrolls sideways on a phone"
         formulas = len(BeautifulSoup(page.read_text(), "html.parser").select(".math"))
         drawn, console = open_in_browser(page, profile)
         assert not console, page.name
@@ -552,6 +569,8 @@ def test_the_browser_check_would_notice(tmp_path):
     assert drawn.select(".katex-error")
     assert any("lost is not defined" in line for line in console)
     assert any("Content Security Policy" in line for line in console)
+    (tmp_path / "wide.html").write_text("<!DOCTYPE html><div style='width: 500px'>wide</div>")
+    assert width_on_a_phone(tmp_path / "wide.html", tmp_path / "profile") > 380
 
 
 # ---- the pages of the real report, once they have been built

@@ -7,7 +7,7 @@ for (const formula of document.querySelectorAll(".math")) {
 }
 
 const contents = document.querySelector(".toc details");
-if (contents && matchMedia("(max-width: 68rem)").matches) contents.open = false;
+if (contents && matchMedia("(max-width: 76rem)").matches) contents.open = false;
 if (contents && "IntersectionObserver" in window) {
   const links = new Map([...contents.querySelectorAll("a")].map((link) => [decodeURIComponent(link.hash.slice(1)), link]));
   const observer = new IntersectionObserver((entries) => {
