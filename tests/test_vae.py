@@ -115,8 +115,8 @@ def test_a_frozen_joint_has_evaluation_modes_values_and_lets_gradients_through_t
     assert vae.decoder.training == train
 
 
-def test_samples_and_reconstructions_are_probabilities_of_pixels():
+def test_decoded_latents_and_reconstructions_are_probabilities_of_pixels():
     vae, x = tiny(n_transitions=1).float(), images().float()
-    for probabilities, n in ((vae.sample(7), 7), (vae.reconstruct(x), 4)):
-        assert probabilities.shape == (n, 784) and not probabilities.requires_grad
+    for probabilities, shape in ((vae.decode(torch.randn(3, 7, 2)), (3, 7)), (vae.reconstruct(x), (4,))):
+        assert probabilities.shape == (*shape, 784) and not probabilities.requires_grad
         assert ((probabilities > 0) & (probabilities < 1)).all()
