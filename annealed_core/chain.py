@@ -4,8 +4,8 @@
     log_weight = target.log_prob(trajectory.z[-1]) + trajectory.log_ratios.sum(0) - trajectory.log_q0
     log_weight.mean()       # the ELBO of a hierarchical posterior; logmeanexp instead: an estimate of log Z
 
-A Gaussian posterior is a chain of length 0. Hierarchical variational inference adds stochastic kernels, a normalizing flow invertible
-ones, annealed importance sampling Markov kernels that are not trained.
+A Gaussian posterior is a chain of length 0. Hierarchical variational inference adds stochastic kernels, a normalizing
+flow invertible ones, annealed importance sampling Markov kernels that are not trained.
 """
 
 from __future__ import annotations
@@ -44,7 +44,12 @@ class Chain:
         context: what the kernels are conditioned on, (*batch, context_dim), or None.
     """
 
-    def __init__(self, base: DiagonalGaussian, kernels: Sequence[Kernel] | torch.nn.ModuleList = (), context: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        base: DiagonalGaussian,
+        kernels: Sequence[Kernel] | torch.nn.ModuleList = (),
+        context: Tensor | None = None,
+    ) -> None:
         self.base, self.kernels, self.context = base, kernels, context
 
     def __len__(self) -> int:
@@ -53,7 +58,9 @@ class Chain:
     def noise(self, sample_shape: int | Sequence[int] = ()) -> Tensor:
         """Standard normal noise for one trajectory: (T + 1, *sample, *batch, dim)."""
         shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
-        return torch.randn((len(self) + 1, *shape, *self.base.loc.shape), dtype=self.base.loc.dtype, device=self.base.loc.device)
+        return torch.randn(
+            (len(self) + 1, *shape, *self.base.loc.shape), dtype=self.base.loc.dtype, device=self.base.loc.device
+        )
 
     def rsample(self, sample_shape: int | Sequence[int] = (), noise: Tensor | None = None) -> Trajectory:
         """Draw states z_0 ... z_T with their log-densities; gradients flow through all of them.
@@ -68,7 +75,9 @@ class Chain:
             z_next, log_ratio = kernel(states[-1], self.context, fresh)
             states.append(z_next)
             log_ratios.append(log_ratio)
-        return Trajectory(tuple(states), log_q0, torch.stack(log_ratios) if log_ratios else log_q0.new_zeros((0, *log_q0.shape)))
+        return Trajectory(
+            tuple(states), log_q0, torch.stack(log_ratios) if log_ratios else log_q0.new_zeros((0, *log_q0.shape))
+        )
 
     def log_weight(self, target: Target, trajectory: Trajectory) -> Tensor:
         """Log f(z_T) + sum_t log (r_t / q_t) - log q_0(z_0) in nats, (*sample, *batch).

@@ -41,7 +41,10 @@ class Interval:
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The mean of independent values with its Student-t interval. Raises ValueError for no values or values that are not finite."""
+    """The mean of independent values with its Student-t interval.
+
+    Raises ValueError for no values or values that are not finite.
+    """
     n = len(values)
     if n == 0 or not all(math.isfinite(v) for v in values):
         raise ValueError(f"an interval needs at least one value, all finite, got {list(values)}")
@@ -54,7 +57,10 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The interval of ours - theirs over pairs that share a seed. Raises ValueError where the numbers of values differ."""
+    """The interval of ours - theirs over pairs that share a seed.
+
+    Raises ValueError where the numbers of values differ.
+    """
     if len(ours) != len(theirs):
         raise ValueError(f"paired values must be equally many, got {len(ours)} and {len(theirs)}")
     return interval([a - b for a, b in zip(ours, theirs, strict=True)], confidence)
@@ -66,10 +72,12 @@ def verdict(difference: Interval | None, claimed_sign: int, smallest_effect: flo
     Args:
         difference: its interval, or None where nothing was run.
         claimed_sign: +1 where the claim says that the difference is positive, -1 where negative.
-        smallest_effect: differences smaller than this count as none; with 0, "not reproduced" can't be told from "inconclusive".
+        smallest_effect: differences smaller than this count as none; with 0, "not reproduced" can't be told from
+            "inconclusive".
 
-    Returns "reproduced" where the whole interval lies on the claimed side of 0, "reversed" where it lies on the other, "not reproduced"
-    where it includes 0 and lies within ±smallest_effect, "inconclusive" where it is wider than that, "not yet run" for None.
+    Returns "reproduced" where the whole interval lies on the claimed side of 0, "reversed" where it lies on the
+    other, "not reproduced" where it includes 0 and lies within ±smallest_effect, "inconclusive" where it is wider
+    than that, "not yet run" for None.
     """
     if claimed_sign not in (-1, 1):
         raise ValueError(f"claimed_sign must be +1 or -1, got {claimed_sign}")

@@ -12,7 +12,10 @@ from annealed_core.chain import Chain
 
 
 def grid(half_width: float, points: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, float]:
-    """Midpoints of points x points equal cells of a square around 0: (points, points, 2), first index along z1; and the area of a cell."""
+    """Midpoints of points x points equal cells of a square around 0, and the area of a cell.
+
+    The midpoints are (points, points, 2), the first index running along z1.
+    """
     step = 2 * half_width / points
     axis = -half_width + step * (torch.arange(points, dtype=dtype) + 0.5)
     return torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1), step**2
@@ -33,7 +36,7 @@ def log_normalizer_quadrature(target: Any, half_width: float | None = None, poin
         points: cells along each side.
     """
     _two_dimensional(target)
-    z, area = grid(half_width or getattr(target, "support", 12.0), points)
+    z, area = grid(half_width or float(getattr(target, "support", 12.0)), points)
     return float(torch.logsumexp(target.log_prob(z).flatten(), 0)) + math.log(area)
 
 
@@ -50,7 +53,7 @@ def find_box(target: Any, half_width: float = 12.0, mass: float = 0.999) -> floa
 
 @torch.no_grad()
 def cell_masses(target: Any, half_width: float, bins: int = 24, refine: int = 10) -> Tensor:
-    """Share of a two-dimensional target's mass in each of bins x bins cells of a square: (bins, bins); they sum to at most 1."""
+    """Share of a two-dimensional target's mass in each cell of a square: (bins, bins), with a sum of at most 1."""
     z, area = grid(half_width, bins * refine)
     mass = (target.log_prob(z) - log_normalizer_quadrature(target)).exp() * area
     return mass.view(bins, refine, bins, refine).sum((1, 3))
@@ -78,14 +81,17 @@ def total_variation(z: Tensor, target: Any, half_width: float | None = None, bin
 
 
 def mode_masses(z: Tensor, centres: Tensor, log_weights: Tensor | None = None) -> Tensor:
-    """Share of the samples z (n, dim) nearest to each centre (M, dim), weighted where log_weights (n,) are given: (M,)."""
+    """Share of the samples z (n, dim) nearest to each centre (M, dim): (M,); weighted if log_weights (n,) are given."""
     nearest = torch.cdist(z, centres.to(z)).argmin(-1)
     share = torch.full_like(z[:, 0], 1 / len(z)) if log_weights is None else torch.softmax(log_weights, 0)
     return torch.zeros(len(centres), dtype=z.dtype, device=z.device).index_add_(0, nearest, share)
 
 
 def log_mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Log of the mean weight and its standard error (delta method), over the first dimension: (n, *batch) -> two of (*batch,)."""
+    """Log of the mean weight over the first dimension, and its standard error: (n, *batch) -> two of (*batch,).
+
+    The standard error is that of the delta method.
+    """
     n = len(log_weights)
     estimate = torch.logsumexp(log_weights, 0) - math.log(n)
     relative = (log_weights - estimate).exp()

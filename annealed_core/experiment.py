@@ -64,7 +64,10 @@ def progress(total: int, description: str) -> tqdm:
 
 @contextmanager
 def _own_random_state(seed: int, device: str) -> Iterator[None]:
-    """A random state of the run's own, and one thread: small models are fastest so, and sums don't depend on the machine's cores."""
+    """A random state of the run's own, and one thread.
+
+    Small models are fastest so, and sums don't depend on the number of the machine's cores.
+    """
     threads = torch.get_num_threads()
     devices = [torch.device(device)] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices):
@@ -88,7 +91,9 @@ def _set_random_state(state: dict[str, torch.Tensor], device: str) -> None:
 
 
 def _train(problem: Problem, folder: Folder, spec: Spec, device: str) -> tuple[list[dict[str, float]], float]:
-    optimiser = torch.optim.Adam(problem.model.parameters(), lr=spec.lr or 0.0, betas=(spec.beta1 or 0.0, 0.999), fused=True)
+    optimiser = torch.optim.Adam(
+        problem.model.parameters(), lr=spec.lr or 0.0, betas=(spec.beta1 or 0.0, 0.999), fused=True
+    )
     history: list[dict[str, float]] = []
     seconds, step = 0.0, 0
     saved = folder.load("checkpoint.pt")
@@ -131,15 +136,17 @@ def _train(problem: Problem, folder: Folder, spec: Spec, device: str) -> tuple[l
 def _check_finite(line: dict[str, float], spec: Spec) -> None:
     for name, value in line.items():
         if not math.isfinite(value):
-            raise TrainingError(f"{spec.label}: {name} became {value} by step {line['step']}; try a smaller lr than {spec.lr}")
+            raise TrainingError(
+                f"{spec.label}: {name} became {value} by step {line['step']}; try a smaller lr than {spec.lr}"
+            )
 
 
 def run(spec: Spec, device: str = "cpu") -> Run:
     """Train what the spec says, or find it in the store.
 
-    The store is keyed by everything that the result depends on, the code included. A run killed at any moment goes on from its last
-    checkpoint and ends with exactly the figures of an undisturbed one. Of two processes that ask for the same run, one trains and the
-    other waits.
+    The store is keyed by everything that the result depends on, the code included. A run killed at any moment goes on
+    from its last checkpoint and ends with exactly the figures of an undisturbed one. Of two processes that ask for
+    the same run, one trains and the other waits.
 
     Args:
         spec: what to run.
@@ -164,7 +171,9 @@ def run(spec: Spec, device: str = "cpu") -> Run:
                     folder.write_result({"metrics": metrics, "history": history, "seconds": seconds})
         result = folder.result()
         assert result is not None
-        problem.model.load_state_dict(folder.load("weights.pt"))
+        weights = folder.load("weights.pt")
+        assert weights is not None
+        problem.model.load_state_dict(weights)
     problem.model.eval().requires_grad_(False)
     chain = problem.chain if isinstance(problem, Toy) else None
     return Run(spec, result["metrics"], result["history"], result["seconds"], problem.model, chain)
@@ -173,5 +182,3 @@ def run(spec: Spec, device: str = "cpu") -> Run:
 def find(spec: Spec, device: str = "cpu") -> bool:
     """Whether the store already has that run's result."""
     return Folder.of(spec, device).result() is not None
-
-

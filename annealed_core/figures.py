@@ -17,14 +17,16 @@ from annealed_core.plotting import COLOURS, NAMES, label_panel, panels
 
 
 @torch.no_grad()
-def draw_density(axes: Axes, target: Any, half_width: float | None = None, filled: bool = True, points: int = 160) -> None:
+def draw_density(
+    axes: Axes, target: Any, half_width: float | None = None, filled: bool = True, points: int = 160
+) -> None:
     """A two-dimensional density on its square: filled, or as contour lines to draw samples on."""
     half_width = half_width or target.box
     z, _ = evidence.grid(half_width, points, torch.float32)
     density = (log_f := target.log_prob(z)).sub(log_f.max()).exp().numpy()
     x, y = z[..., 0].numpy(), z[..., 1].numpy()
     if filled:
-        axes.contourf(x, y, density, levels=np.linspace(0, 1, 13), cmap="mako_r")
+        axes.contourf(x, y, density, levels=np.linspace(0.02, 1, 13), cmap="mako_r")
     else:
         axes.contour(x, y, density, levels=[0.1, 0.4, 0.7], colors="#555555", linewidths=0.7)
     axes.set(xlim=(-half_width, half_width), ylim=(-half_width, half_width), aspect="equal", xticks=[], yticks=[])
@@ -45,11 +47,16 @@ def densities(targets: Mapping[str, Any], columns: int = 6, width: float = 9.0) 
     return figure
 
 
+def draw_samples(axes: Axes, z: Tensor, method: str) -> None:
+    """Samples z (n, 2) as dots in the method's colour."""
+    axes.scatter(z[:, 0], z[:, 1], s=1.5, alpha=0.4, color=COLOURS.get(method, COLOURS["other"]), linewidths=0)
+
+
 def samples(rows: Mapping[str, Mapping[str, Tensor]], targets: Mapping[str, Any], width: float = 9.0) -> Figure:
-    """Samples over contours: one row a method, one column a target.
+    """Samples over contours: the targets, then one row a method, one column a target.
 
     Args:
-        rows: label -> target's name -> z (n, 2).
+        rows: method -> target's name -> z (n, 2).
         targets: the columns.
         width: in inches.
     """
@@ -58,12 +65,12 @@ def samples(rows: Mapping[str, Mapping[str, Tensor]], targets: Mapping[str, Any]
         draw_density(ax, target)
         ax.set_title(name, loc="center")
     axes[0, 0].set_ylabel("target")
-    for line, (label, drawn) in zip(axes[1:], rows.items(), strict=True):
-        line[0].set_ylabel(label)
+    for line, (method, drawn) in zip(axes[1:], rows.items(), strict=True):
+        line[0].set_ylabel(NAMES.get(method, method))
         for ax, (name, target) in zip(line, targets.items(), strict=True):
             draw_density(ax, target, filled=False)
             z = drawn[name]
-            ax.scatter(z[:, 0], z[:, 1], s=1.2, alpha=0.35, color=COLOURS.get(label.lower(), COLOURS["elbo"]), linewidths=0, rasterized=True)
+            draw_samples(ax, z, method)
     return figure
 
 
@@ -89,8 +96,9 @@ def image_grid(rows: Mapping[str, Tensor], width: float = 9.0) -> Figure:
     figure, axes = panels(len(rows), 1, width, width / n * len(rows) * 1.04)
     for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
         ax.imshow(images.view(n, 28, 28).permute(1, 0, 2).reshape(28, 28 * n), cmap="gray_r", vmin=0, vmax=1)
-        ax.set(xticks=[], yticks=[])
-        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize="small")
+        ax.set_xticks([])
+        ax.set_yticks([14], [label])
+        ax.tick_params(length=0)
         for spine in ax.spines.values():
             spine.set_visible(False)
     return figure

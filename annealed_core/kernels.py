@@ -1,8 +1,8 @@
 """Kernels: one transition of a chain.
 
-Every kernel is called as `z_next, log_ratio = kernel(z, context, noise)`, where log_ratio = log r(z | z_next) - log q(z_next | z): what the
-transition adds to the logarithm of the chain's weight. Trained pairs of Gaussians (Huang et al. 2018) and Markov moves that are not
-trained (Neal 2001) answer the same call.
+Every kernel is called as `z_next, log_ratio = kernel(z, context, noise)`, where log_ratio = log r(z | z_next) - log
+q(z_next | z): what the transition adds to the logarithm of the chain's weight. Trained pairs of Gaussians (Huang et
+al. 2018) and Markov moves that are not trained (Neal 2001) answer the same call.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class GatedGaussian(nn.Module):
         dim: dimensions of z.
         hidden: width of h.
         context_dim: dimensions of the context (0: none), such as an encoder's features.
-        near_identity: start close to z' = z (sigma = 0.02, gate bias -4, output weights * 0.3) instead of with torch's default,
-            whose sigma of 0.69 at every step buries a chain of several transitions in noise.
+        near_identity: start close to z' = z (sigma = 0.02, gate bias -4, output weights * 0.3) instead of with
+            torch's default, whose sigma of 0.69 at every step buries a chain of several transitions in noise.
     """
 
     def __init__(self, dim: int, hidden: int, context_dim: int = 0, near_identity: bool = False) -> None:
@@ -114,10 +114,10 @@ class GatedGaussianPair(nn.Module):
 
 
 class Metropolis:
-    """A random-walk Metropolis move that leaves `target` invariant: the transition of annealed importance sampling (Neal 2001).
+    """A random-walk Metropolis move that leaves `target` invariant: the transition of AIS (Neal 2001).
 
-    Its reverse is its own reversal with respect to `target`, so that log r - log q = log f(z) - log f(z_next): a chain of such
-    moves along a path of targets has exactly the AIS weight.
+    Its reverse is its own reversal with respect to `target`, so that log r - log q = log f(z) - log f(z_next): a
+    chain of such moves along a path of targets has exactly the AIS weight.
 
     Args:
         target: what the move leaves invariant.

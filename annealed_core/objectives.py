@@ -1,7 +1,8 @@
 """Objectives: a chain and a target in, per-sample values in nats out, to be maximised.
 
-All take chains and targets, not models, so that three numbers are enough to try one. `sample_shape` and `noise` are those of `Chain.rsample`.
-Sources: Huang et al. 2018 (arXiv 1809.01818) for AVO; Burda et al. 2016 for IWAE; Bowman et al. 2016, Sonderby et al. 2016 for beta.
+All take chains and targets, not models, so that three numbers are enough to try one. `sample_shape` and `noise` are
+those of `Chain.rsample`. Sources: Huang et al. 2018 (arXiv 1809.01818) for AVO; Burda et al. 2016 for IWAE; Bowman et
+al. 2016, Sonderby et al. 2016 for beta.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ Shape = int | Sequence[int]
 
 
 def elbo(chain: Chain, target: Target, sample_shape: Shape = (), noise: Tensor | None = None) -> Tensor:
-    """The (hierarchical) evidence lower bound: E[log f(z_T) + sum_t log r_t/q_t - log q_0(z_0)]; values (*sample, *batch)."""
+    """The (hierarchical) evidence lower bound, E[log f(z_T) + sum_t log r_t/q_t - log q_0(z_0)].
+
+    Values (*sample, *batch).
+    """
     return chain.log_weight(target, chain.rsample(sample_shape, noise))
 
 
@@ -34,8 +38,13 @@ def beta_elbo(chain: Chain, target: Any, beta: float, sample_shape: Shape = (), 
     return target.log_likelihood(z) + beta * (target.log_prior(z) + trajectory.log_ratios.sum(0) - trajectory.log_q0)
 
 
-def alpha_elbo(chain: Chain, target: Target, alpha: float, sample_shape: Shape = (), noise: Tensor | None = None) -> Tensor:
-    """Alpha-annealing, the energy tempered: E[alpha * log f(z_T) + sum_t log r_t/q_t - log q_0(z_0)]. alpha = 1 is the ELBO."""
+def alpha_elbo(
+    chain: Chain, target: Target, alpha: float, sample_shape: Shape = (), noise: Tensor | None = None
+) -> Tensor:
+    """Alpha-annealing, the energy tempered: E[alpha * log f(z_T) + sum_t log r_t/q_t - log q_0(z_0)].
+
+    alpha = 1 is the ELBO; values (*sample, *batch).
+    """
     trajectory = chain.rsample(sample_shape, noise)
     return alpha * target.log_prob(trajectory.z[-1]) + trajectory.log_ratios.sum(0) - trajectory.log_q0
 
@@ -45,12 +54,14 @@ def avo_steps(
 ) -> Tensor:
     """AVO's T local objectives; values (T, *sample, *batch).
 
-    Step t is log f_t(z_t) + log r_t(z_{t-1} | z_t) - log q_t(z_t | z_{t-1}) - log f_{t-1}(z_{t-1}), on the path f_t = f_T^alpha_t f_0^(1 - alpha_t)
-    with f_0 = q_0. Its gradient reaches q_t and r_t alone: z_{t-1}, f_0, the context and the target's own parameters are cut off.
-    The last term, constant in q_t and r_t, stands for the log q_{t-1}(z_{t-1}) of the paper, which has no closed form; with it the steps
-    sum to the chain's log-weight, so that AVO has the ELBO's value and another gradient.
+    Step t is log f_t(z_t) + log r_t(z_{t-1} | z_t) - log q_t(z_t | z_{t-1}) - log f_{t-1}(z_{t-1}), on the path f_t =
+    f_T^alpha_t f_0^(1 - alpha_t) with f_0 = q_0. Its gradient reaches q_t and r_t alone: z_{t-1}, f_0, the context
+    and the target's own parameters are cut off. The last term, constant in q_t and r_t, stands for the log
+    q_{t-1}(z_{t-1}) of the paper, which has no closed form; with it the steps sum to the chain's log-weight, so that
+    AVO has the ELBO's value and another gradient.
 
-    With beta != 1 (deterministic warm-up) the target is a joint density, and everything but its likelihood carries the factor beta.
+    With beta != 1 (deterministic warm-up) the target is a joint density, and everything but its likelihood carries
+    the factor beta.
     """
     chain, target = chain.detach(), target.frozen() if hasattr(target, "frozen") else target
     noise = chain.noise(sample_shape) if noise is None else noise
@@ -70,8 +81,13 @@ def avo_steps(
     return log_f + beta * torch.stack(log_ratios) - log_f_before
 
 
-def avo(chain: Chain, target: Any, alphas: Tensor, beta: float = 1.0, sample_shape: Shape = (), noise: Tensor | None = None) -> Tensor:
-    """Annealed variational objective: the sum of `avo_steps`; values (*sample, *batch). Trains the kernels, and nothing else."""
+def avo(
+    chain: Chain, target: Any, alphas: Tensor, beta: float = 1.0, sample_shape: Shape = (), noise: Tensor | None = None
+) -> Tensor:
+    """Annealed variational objective: the sum of `avo_steps`; values (*sample, *batch).
+
+    Trains the kernels, and nothing else.
+    """
     return avo_steps(chain, target, alphas, beta, sample_shape, noise).sum(0)
 
 
@@ -96,7 +112,10 @@ def calibrated_avo(
 
 
 def iwae(chain: Chain, target: Target, n_samples: int, sample_shape: Shape = (), noise: Tensor | None = None) -> Tensor:
-    """Importance-weighted bound: log of the mean of `n_samples` weights; values (*sample, *batch). n_samples = 1 is the ELBO."""
+    """Importance-weighted bound, the log of the mean of `n_samples` weights; values (*sample, *batch).
+
+    n_samples = 1 is the ELBO.
+    """
     shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
     log_weight = elbo(chain, target, (n_samples, *shape), noise)
     return torch.logsumexp(log_weight, 0) - math.log(n_samples)

@@ -1,4 +1,4 @@
-"""Plotting: one style, and the two outputs of every figure of the report, its image with alternative text and its caption."""
+"""Plotting: one style, and the two outputs of every figure: its image with alternative text, and its caption."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ COLOURS: dict[str, Any] = {
     "ais": _PALETTE[4],
     "other": _PALETTE[7],
 }
+SCHEDULE_COLOURS: dict[str, Any] = {
+    "constant": _PALETTE[7],
+    "linear": _PALETTE[4],
+    "geometric": _PALETTE[9],
+    "cyclical": _PALETTE[3],
+}
+COLOURS |= {"quick": _PALETTE[7], "full": _PALETTE[0]}
+COLOURS |= SCHEDULE_COLOURS
 NAMES = {"elbo": "HVI, ELBO", "hvi": "HVI", "avo": "HVI-AVO", "vae": "VAE"}
 
 
@@ -51,7 +59,9 @@ def use_style() -> None:
 use_style()
 
 
-def panels(rows: int, columns: int, width: float = 9.0, height: float | None = None, **options: Any) -> tuple[Figure, np.ndarray]:
+def panels(
+    rows: int, columns: int, width: float = 9.0, height: float | None = None, **options: Any
+) -> tuple[Figure, np.ndarray]:
     """A figure of rows x columns axes, always as an array of that shape; width and height in inches."""
     height = height or width / columns * rows
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
@@ -77,7 +87,8 @@ def show(figure: Figure, caption: str, alt: str) -> None:
 def table(rows: Sequence[Mapping[str, Any]], caption: str | None = None) -> None:
     """Show rows (one mapping of column to cell each) as a table in Markdown, with its caption above.
 
-    Numbers and `Interval`s are aligned to the right; floats are shown with three significant decimals at most, None as a dash.
+    Numbers and `Interval`s are aligned to the right; floats are shown with three significant decimals at most, None
+    as a dash.
     """
     columns = list(rows[0])
     if caption:
@@ -105,7 +116,11 @@ def label_panel(axes: Axes, text: str) -> None:
 
 
 def intervals(
-    axes: Axes, groups: Mapping[str, Mapping[str, Interval]], label: str, zero: bool = False, names: Mapping[str, str] = NAMES
+    axes: Axes,
+    groups: Mapping[str, Mapping[str, Interval]],
+    label: str,
+    zero: bool = False,
+    names: Mapping[str, str] = NAMES,
 ) -> None:
     """Dots with their intervals, one line a group and one colour a series.
 
@@ -123,7 +138,16 @@ def intervals(
         mean = [value.mean for _, value in found]
         error = [value.half_width if value.n > 1 else 0.0 for _, value in found]
         place = [row + offset for row, _ in found]
-        axes.errorbar(mean, place, xerr=error, fmt="o", ms=5, capsize=3, color=COLOURS.get(name, "#444444"), label=names.get(name, name))
+        axes.errorbar(
+            mean,
+            place,
+            xerr=error,
+            fmt="o",
+            ms=5,
+            capsize=3,
+            color=COLOURS.get(name, "#444444"),
+            label=names.get(name, name),
+        )
     axes.set_yticks(range(len(groups)), list(groups))
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlabel(label)

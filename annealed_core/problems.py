@@ -1,7 +1,9 @@
-"""Problems: what an experiment consists of. Each builds its model from a spec, gives one objective a step, and judges the result.
+"""Problems: what an experiment consists of.
 
-A problem has `model` (what is trained and saved), `steps`, `steps_per_record`, `objective(step)` -> per-sample values to be maximised,
-`record()` -> a line of the history, `metrics()` -> the final figures, and `state()`/`load(state)` for what else a checkpoint needs.
+Each builds its model from a spec, gives one objective a step, and judges the result.
+A problem has `model` (what is trained and saved), `steps`, `steps_per_record`, `objective(step)` -> per-sample values
+to be maximised, `record()` -> a line of the history, `metrics()` -> the final figures, and `state()`/`load(state)`
+for what else a checkpoint needs.
 """
 
 from __future__ import annotations
@@ -26,15 +28,33 @@ BINARISATION_SEED = 20_181  # of the validation and test images, the same for ev
 class Problem(Protocol):
     """See the module's docstring."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is trained and saved."""
+        ...
+
     steps: int
     steps_per_record: int
 
-    def objective(self, step: int) -> Tensor: ...
-    def record(self) -> dict[str, float]: ...
-    def metrics(self) -> dict[str, Any]: ...
-    def state(self) -> dict[str, Any]: ...
-    def load(self, state: dict[str, Any]) -> None: ...
+    def objective(self, step: int) -> Tensor:
+        """Per-sample values to be maximised at that step, in nats."""
+        ...
+
+    def record(self) -> dict[str, float]:
+        """A line of the history."""
+        ...
+
+    def metrics(self) -> dict[str, Any]:
+        """The final figures."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs beside weights, optimiser and random state."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take a state that `state` gave."""
+        ...
 
 
 def _kernels(spec: Spec, dim: int, context_dim: int = 0) -> nn.ModuleList:
@@ -117,7 +137,9 @@ class Mnist:
         self.steps = self.steps_per_record * (spec.epochs or 1)
         self.beta = _schedule(spec)
         self.alphas = linear_alphas(len(self.model.kernels)) if spec.method == "avo" else torch.zeros(0)
-        self.generator = torch.Generator().manual_seed(spec.seed)  # of the data's order and binarisation alone: paired across methods
+        self.generator = torch.Generator().manual_seed(
+            spec.seed
+        )  # of the data's order and binarisation alone: paired across methods
         self.best: dict[str, Any] = {"elbo": -float("inf"), "epoch": 0, "weights": {}}
         self._epoch: Iterator[Tensor] = iter(())
         self._recent: list[Tensor] = []
@@ -154,7 +176,11 @@ class Mnist:
 
     def record(self) -> dict[str, float]:
         epoch = (self._step + 1) // self.steps_per_record
-        line = {"epoch": epoch, "beta": self.beta(self._step), "train_objective": float(torch.stack(self._recent).mean())}
+        line = {
+            "epoch": epoch,
+            "beta": self.beta(self._step),
+            "train_objective": float(torch.stack(self._recent).mean()),
+        }
         self._recent.clear()
         line |= self._bound(self.valid)
         if line["elbo"] > self.best["elbo"]:
@@ -165,7 +191,11 @@ class Mnist:
     @torch.no_grad()
     def metrics(self) -> dict[str, Any]:
         self.model.load_state_dict(self.best["weights"])
-        found: dict[str, Any] = {"best_epoch": self.best["epoch"], "valid_elbo": self.best["elbo"], **self._bound(self.test)}
+        found: dict[str, Any] = {
+            "best_epoch": self.best["epoch"],
+            "valid_elbo": self.best["elbo"],
+            **self._bound(self.test),
+        }
         images, n_samples = self.test[: self.spec.nll_images], self.spec.nll_samples or 2
         log_px, ess = [], []
         for x in images.split(100):

@@ -49,7 +49,10 @@ def geometric(beta0: float = 0.2, gamma: float = 2e-4) -> Schedule:
 
 
 def cyclical(n_steps: int = 40_000, cycles: int = 4, ratio: float = 0.5) -> Schedule:
-    """`cycles` times a linear rise from 0 to 1 over the fraction `ratio` of a cycle, then 1 (Fu et al. 2019); 1 after n_steps."""
+    """`cycles` times a linear rise from 0 to 1 over the fraction `ratio` of a cycle, then 1 (Fu et al. 2019).
+
+    1 after n_steps.
+    """
     _within("n_steps", n_steps, 1, math.inf if math.isinf(n_steps) else max(n_steps, 1))
     _within("cycles", cycles, 1, n_steps)
     _within("ratio", ratio, 0, 1, open_low=True)
@@ -61,4 +64,9 @@ def cyclical(n_steps: int = 40_000, cycles: int = 4, ratio: float = 0.5) -> Sche
     return Schedule(f"cyclical({n_steps}, {cycles}, {ratio:g})", value)
 
 
-SCHEDULES: dict[str, Callable[..., Schedule]] = {"constant": constant, "linear": linear, "geometric": geometric, "cyclical": cyclical}
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "linear": linear,
+    "geometric": geometric,
+    "cyclical": cyclical,
+}

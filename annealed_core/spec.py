@@ -13,7 +13,7 @@ from annealed_core.schedules import SCHEDULES
 
 METHODS = {"toy": ("elbo", "avo"), "mnist": ("vae", "hvi", "avo")}
 
-#: What each experiment's fields are unless a spec says otherwise. A field that is not listed does not apply to that experiment.
+#: What each experiment's fields are unless a spec says otherwise; a field that is not listed does not apply to it.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "toy": {
         "target": "D",
@@ -137,8 +137,8 @@ def _refuse_unless_valid(name: str, value: Any) -> None:
 class Spec:
     """Everything that a run depends on.
 
-    Fields left at None take the experiment's default from `DEFAULTS`; a field that the experiment or method does not use must stay None.
-    Raises ValueError with one line that names the field, the value and what it takes.
+    Fields left at None take the experiment's default from `DEFAULTS`; a field that the experiment or method does not
+    use must stay None. Raises ValueError with one line that names the field, the value and what it takes.
 
     Attributes:
         experiment: "toy" (a two-dimensional energy, or any target) or "mnist".
@@ -186,7 +186,9 @@ class Spec:
         _refuse_unless_valid("experiment", self.experiment)
         methods = METHODS[self.experiment]
         if self.method not in methods:
-            raise ValueError(f"unknown method {self.method!r}: for {self.experiment!r} choose one of {', '.join(methods)}")
+            raise ValueError(
+                f"unknown method {self.method!r}: for {self.experiment!r} choose one of {', '.join(methods)}"
+            )
         defaults = self._defaults()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -194,7 +196,8 @@ class Spec:
                 object.__setattr__(self, field.name, defaults[field.name])
             elif value is not None:
                 if field.name not in ("experiment", "method", "seed", *defaults):
-                    raise ValueError(f"{field.name} does not apply to method {self.method!r} of experiment {self.experiment!r}, got {value!r}")
+                    where = f"method {self.method!r} of experiment {self.experiment!r}"
+                    raise ValueError(f"{field.name} does not apply to {where}, got {value!r}")
                 _refuse_unless_valid(field.name, value)
         if self.n_transitions == 0 and self.method == "avo":
             raise ValueError("impossible n_transitions 0: method 'avo' takes at least 1")
@@ -234,5 +237,6 @@ class Spec:
     def label(self) -> str:
         """A short readable name, such as toy-D-avo-s0."""
         target = self.target if isinstance(self.target, str) or self.target is None else type(self.target).__name__
-        return "-".join(str(part) for part in (self.experiment, target, self.method, f"s{self.seed}") if part is not None)
-
+        return "-".join(
+            str(part) for part in (self.experiment, target, self.method, f"s{self.seed}") if part is not None
+        )

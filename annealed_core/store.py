@@ -1,15 +1,18 @@
 """Where runs are kept: one folder a run, named by the hash of everything that the run depends on.
 
-Everything is written to a temporary file and renamed, so that a file is whole or absent. Weights are read back without executing pickled code.
+Everything is written to a temporary file and renamed, so that a file is whole or absent. Weights are read back
+without executing pickled code.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import inspect
+import io
 import json
 import os
 import tempfile
@@ -23,8 +26,9 @@ from torch import Tensor
 from annealed_core.spec import Spec
 
 PACKAGE = Path(__file__).parent
-#: The modules whose code can change a result.
-CODE = ("targets", "kernels", "chain", "objectives", "schedules", "vae", "evidence", "data", "spec", "problems", "experiment")
+_ALL = ("targets", "kernels", "chain", "objectives", "schedules", "evidence", "spec", "problems", "experiment")
+#: The modules whose code can change a result of each experiment.
+CODE = {"toy": _ALL, "mnist": (*_ALL, "data", "vae")}
 
 
 def root() -> Path:
@@ -36,10 +40,10 @@ def root() -> Path:
 
 
 @functools.cache
-def code_version() -> str:
-    """Hash of the code that results depend on; comments and docstrings don't count."""
+def code_version(experiment: str) -> str:
+    """Hash of the code that an experiment's results depend on; comments and docstrings don't count."""
     digest = hashlib.sha256()
-    for module in CODE:
+    for module in CODE[experiment]:
         tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
@@ -52,12 +56,16 @@ def _fingerprint(target: Any) -> str:
     """What a user's own target is: its source where there is one, what it holds, and its values at 256 fixed points."""
     digest = hashlib.sha256(type(target).__qualname__.encode())
     for part in (type(target), getattr(target, "log_prob", None)):
-        try:
+        with contextlib.suppress(OSError, TypeError):  # no source: defined at a prompt, or a closure
             digest.update(inspect.getsource(part).encode())  # type: ignore[arg-type]
-        except (OSError, TypeError):
-            pass
     for name, value in sorted(getattr(target, "__dict__", {}).items()):
-        plain = value.tolist() if isinstance(value, Tensor) else value if isinstance(value, int | float | str) else type(value).__qualname__
+        plain = (
+            value.tolist()
+            if isinstance(value, Tensor)
+            else value
+            if isinstance(value, int | float | str)
+            else type(value).__qualname__
+        )
         digest.update(f"{name}={plain}".encode())
     generator = torch.Generator().manual_seed(0)
     points = torch.randn((256, target.dim), generator=generator) * torch.logspace(-1, 1, 256).unsqueeze(-1)
@@ -77,7 +85,12 @@ def describe(spec: Spec) -> dict[str, Any]:
 
 def key(spec: Spec, device: str = "cpu") -> str:
     """Hash of the spec, the code, torch's version and the kind of device."""
-    everything = {**describe(spec), "code": code_version(), "torch": torch.__version__, "device": device.split(":")[0]}
+    everything = {
+        **describe(spec),
+        "code": code_version(spec.experiment),
+        "torch": torch.__version__,
+        "device": device.split(":")[0],
+    }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -126,10 +139,9 @@ class Folder:
 
     def save(self, name: str, tensors: Any) -> None:
         """Save nested dicts and lists of tensors and plain values under that name."""
-        handle = tempfile.SpooledTemporaryFile()  # noqa: SIM115 -- closed on garbage collection, never on disk by name
-        torch.save(tensors, handle)
-        handle.seek(0)
-        replace_file(self.path / name, handle.read())
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        replace_file(self.path / name, buffer.getvalue())
 
     def load(self, name: str) -> Any | None:
         """What `save` saved, or None; never executes pickled code."""

@@ -37,9 +37,11 @@ def _train(spec: Spec, device: str) -> None:
 
 def _travels(spec: Spec) -> bool:
     """Whether a worker process can be given that spec: a target defined in a notebook can't be."""
+    if isinstance(spec.target, str | None):
+        return True
     try:
-        return isinstance(spec.target, str | None) or type(spec.target).__module__ != "__main__" and bool(pickle.dumps(spec))
-    except Exception:
+        return type(spec.target).__module__ != "__main__" and bool(pickle.dumps(spec))
+    except Exception:  # whatever a user's class does when it is pickled
         return False
 
 

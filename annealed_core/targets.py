@@ -1,8 +1,9 @@
 """Targets: unnormalised densities, weighed in nats.
 
-A target is any object with `log_prob(z)` and `dim`. This module has the six two-dimensional energies of the report (A-F), two mixtures that other
-papers use, and the geometric path that leads from a base density to a target. Energies as in the earlier report's repository
-(github.com/alexey-pronkin/annealed), in the version that normalises; exact or tabulated log Z beside each.
+A target is any object with `log_prob(z)` and `dim`. This module has the six two-dimensional energies of the report
+(A-F), two mixtures that other papers use, and the geometric path that leads from a base density to a target. Energies
+as in the earlier report's repository (github.com/alexey-pronkin/annealed), in the version that normalises; exact or
+tabulated log Z beside each.
 """
 
 from __future__ import annotations
@@ -145,7 +146,9 @@ def _gmm40() -> Energy:
     """Forty Gaussians with centres uniform on [-40, 40]^2, standard deviation softplus(1) (FAB, arXiv 2208.01893)."""
     uniform = torch.rand((40, 2), generator=torch.Generator().manual_seed(0))
     scale = float(softplus(torch.tensor(1.0, dtype=torch.float64)))
-    return _mixture("gmm40", (uniform - 0.5) * 80, torch.full((40,), 1 / 40), scale**2, box=46.0, support=52.0, base_scale=20.0)
+    return _mixture(
+        "gmm40", (uniform - 0.5) * 80, torch.full((40,), 1 / 40), scale**2, box=46.0, support=52.0, base_scale=20.0
+    )
 
 
 def _two_ends() -> tuple[Tensor, Tensor]:
@@ -209,4 +212,6 @@ class GeometricPath:
             return alpha * self.target.log_prob(z) + (1 - alpha) * self.base.log_prob(z)
 
         support = getattr(self.target, "support", 12.0)
-        return Energy(f"f_{step % len(self)}", log_density, dim=self.dim, box=getattr(self.target, "box", 4.0), support=support)
+        return Energy(
+            f"f_{step % len(self)}", log_density, dim=self.dim, box=getattr(self.target, "box", 4.0), support=support
+        )

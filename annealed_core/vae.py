@@ -1,11 +1,13 @@
 """A variational auto-encoder as a chain weighed against a target.
 
-For each image x the encoder gives the chain's base q_0(z | x) and a context for its kernels; prior and decoder give the target
-log p(x, z). Network of the earlier report: two hidden layers of 300 with LeakyReLU and batch normalisation, 40 latents.
+For each image x the encoder gives the chain's base q_0(z | x) and a context for its kernels; prior and decoder give
+the target log p(x, z). Network of the earlier report: two hidden layers of 300 with LeakyReLU and batch
+normalisation, 40 latents.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 
@@ -21,9 +23,8 @@ PIXELS = 784
 
 def mlp(sizes: Iterable[int]) -> nn.Sequential:
     """Linear, BatchNorm1d and LeakyReLU for every pair of neighbouring sizes."""
-    sizes = list(sizes)
     layers: list[nn.Module] = []
-    for size_in, size_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for size_in, size_out in itertools.pairwise(sizes):
         layers += [nn.Linear(size_in, size_out), nn.BatchNorm1d(size_out), nn.LeakyReLU()]
     return nn.Sequential(*layers)
 
@@ -37,6 +38,7 @@ class Encoder(nn.Module):
         self.outputs = nn.Linear(width, 2 * latents)
 
     def forward(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
+        """See the class."""
         features = self.features(x)
         loc, scale = self.outputs(features).chunk(2, -1)
         return DiagonalGaussian(loc, softplus(scale) + 1e-4), features
@@ -51,6 +53,7 @@ class Decoder(nn.Module):
         self.outputs = nn.Linear(width, PIXELS)
 
     def forward(self, z: Tensor) -> Tensor:
+        """See the class."""
         return self.outputs(self.features(z.flatten(0, -2))).unflatten(0, z.shape[:-1])
 
 
@@ -126,12 +129,11 @@ class VAE(nn.Module):
         return Joint(self.decoder, x, self.latents)
 
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        """Pixel probabilities of n images drawn from the prior: (n, 784)."""
-        z = torch.randn((n, self.latents), device=next(self.parameters()).device)
+    def decode(self, z: Tensor) -> Tensor:
+        """Pixel probabilities: (*batch, latents) -> (*batch, 784)."""
         return torch.sigmoid(self.decoder(z))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Pixel probabilities decoded from one draw of z for each image: (batch, 784) -> (batch, 784)."""
-        return torch.sigmoid(self.decoder(self.posterior(x).rsample().z[-1]))
+        """Pixel probabilities decoded from one draw of z_T for each image: (batch, 784) -> (batch, 784)."""
+        return self.decode(self.posterior(x).rsample().z[-1])

@@ -1,0 +1,112 @@
+"""Results: figures of long runs, committed with the report.
+
+A reader sees them beside what a short run just computed.
+`results/<profile>/<name>.json` is a list of records {spec, metrics, seconds, machine, versions, date, commit, code}.
+The quick profile writes none.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from annealed_core.experiment import Run
+from annealed_core.spec import Spec
+from annealed_core.store import PACKAGE, code_version, describe, replace_file
+from annealed_core.sweep import cores
+
+FOLDER = PACKAGE.parent / "results"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A committed result: what a `Run` says of itself without its weights, and where it was made."""
+
+    spec: Spec
+    metrics: dict[str, Any]
+    seconds: float
+    machine: str
+    versions: dict[str, str]
+    date: str
+    commit: str
+    code: str
+
+
+def machine() -> str:
+    """The processor and the number of cores, without the name of the computer."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{model}, {cores()} cores"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and torch."""
+    return {"python": platform.python_version(), "torch": torch.__version__}
+
+
+def _commit() -> str:
+    try:
+        command = ["git", "-C", str(PACKAGE.parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def record(profile: str, name: str, runs: Sequence[Run]) -> None:
+    """Add the runs to `results/<profile>/<name>.json`, in place of older records of the same specs.
+
+    The quick profile keeps none.
+    """
+    if profile == "quick":
+        return
+    path = _folder() / profile / f"{name}.json"
+    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    known = {json.dumps(old["spec"], sort_keys=True): old for old in records}
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    made = {"machine": machine(), "versions": versions(), "date": today, "commit": _commit()}
+    for run in runs:
+        spec = describe(run.spec)
+        new = {"spec": spec, "metrics": run.metrics, "seconds": round(run.seconds, 1), **made}
+        new["code"] = code_version(run.spec.experiment)
+        old = known.get(json.dumps(spec, sort_keys=True))
+        if old is None or old["metrics"] != run.metrics:  # a run found again keeps the date and commit it was made at
+            known[json.dumps(spec, sort_keys=True)] = new
+    ordered = [known[each] for each in sorted(known)]
+    replace_file(path, (json.dumps(ordered, indent=1, sort_keys=True) + "\n").encode())
+
+
+def load(profile: str, name: str) -> list[Record]:
+    """The committed records of that profile, an empty list where there are none."""
+    path = _folder() / profile / f"{name}.json"
+    if not path.exists():
+        return []
+    return [Record(**{**line, "spec": Spec(**line["spec"])}) for line in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def provenance(records: Sequence[Record]) -> str:
+    """One line on how many runs there are, with which seeds, where and when they were made."""
+    if not records:
+        return "not yet run"
+    seeds = len({found.spec.seed for found in records})
+    dates = sorted({found.date for found in records})
+    span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    places = "; ".join(sorted({found.machine for found in records}))
+    torches = ", ".join(sorted({found.versions["torch"] for found in records}))
+    return f"{len(records)} runs, {seeds} seeds, {places}, torch {torches}, {span}"
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("ANNEALED_RESULTS") or FOLDER)
