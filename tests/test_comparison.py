@@ -100,6 +100,11 @@ def test_the_verdict_of_every_case(difference, smallest_effect, word, sign):
     assert word in VERDICTS
 
 
+@pytest.mark.xfail(strict=False, reason="only the interval's upper end is held against smallest_effect")
+def test_an_interval_that_goes_far_beyond_the_smallest_effect_is_inconclusive():
+    assert verdict(between(-9.0, 0.2), 1, 0.5) == "inconclusive"
+
+
 def test_every_word_has_a_case():
     assert {word for *_, word in CASES} == set(VERDICTS)
 

@@ -412,3 +412,58 @@ def test_schedules_of_a_spec_are_those_that_train(few):
     assert Mnist(MNIST.replace(schedule="geometric")).beta(21_500) == pytest.approx(0.989, abs=1e-3)
     assert Mnist(MNIST.replace(schedule="constant")).beta(0) == 1
     assert problems.PROBLEMS.keys() == {"toy", "mnist"}
+
+
+@pytest.mark.xfail(
+    strict=False, reason="json.loads of a damaged result.json is not caught: the run can never be made again"
+)
+def test_a_damaged_result_is_made_again(store):
+    folder = Folder.of(SHORT)
+    folder.path.mkdir(parents=True)
+    (folder.path / "result.json").write_text('{"metr')
+    assert run(SHORT).metrics.keys() == TOY_METRICS
+
+
+@pytest.mark.xfail(strict=False, reason="torch.load of a damaged checkpoint is not caught")
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04"])
+def test_a_damaged_checkpoint_is_not_used(store, content):
+    folder = Folder.of(SHORT)
+    folder.path.mkdir(parents=True)
+    (folder.path / "checkpoint.pt").write_bytes(content)
+    assert run(SHORT).metrics.keys() == TOY_METRICS
+
+
+@pytest.mark.xfail(strict=False, reason="a result without its weights ends in TypeError")
+def test_a_result_without_its_weights_is_made_again(store):
+    first = run(SHORT)
+    (Folder.of(SHORT).path / "weights.pt").unlink()
+    assert_same(run(SHORT), first)
+
+
+@pytest.mark.xfail(strict=False, reason="Adam refuses an empty list of parameters")
+def test_a_chain_without_transitions_is_judged_as_it_is(store):
+    r = run(SHORT.replace(method="elbo", n_transitions=0))
+    assert r.metrics["elbo"] < r.metrics["log_z"]
+
+
+@pytest.mark.xfail(strict=False, reason="batch norm refuses a last batch of one image")
+def test_an_epoch_may_end_with_a_single_image(store, few):
+    assert run(MNIST.replace(epochs=1, train_images=65)).metrics.keys() == MNIST_METRICS
+
+
+class Learnt(torch.nn.Module):
+    """A target that is itself a network, in torch's default float32."""
+
+    dim = 2
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 1)
+
+    def log_prob(self, z):
+        return -z.square().sum(-1) + self.linear(z).squeeze(-1)
+
+
+@pytest.mark.xfail(strict=False, reason="total variation gives it float64, once training is done")
+def test_a_users_target_may_be_a_network_in_float32(store):
+    assert run(SHORT.replace(target=Learnt())).metrics.keys() == TOY_METRICS

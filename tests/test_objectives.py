@@ -347,6 +347,16 @@ def test_iwae_rises_with_the_number_of_samples(name):
     assert all(low < high for low, high in itertools.pairwise(bounds))
 
 
+@every_energy
+@pytest.mark.parametrize("k", [2, 7])
+def test_iwae_is_the_log_of_the_mean_weight(name, k):
+    chain = toy_chain()
+    noise = chain.noise((k, 5))
+    weights = elbo(chain, ENERGIES[name], noise=noise).exp()
+    bound = iwae(chain, ENERGIES[name], k, 5, noise)
+    torch.testing.assert_close(bound.exp(), weights.mean(0), atol=1e-12, rtol=1e-9)
+
+
 @pytest.mark.parametrize("sample_shape", [(), 4, (2, 4)])
 def test_iwae_draws_its_own_noise_of_the_right_shape(sample_shape):
     shape = (sample_shape,) if isinstance(sample_shape, int) else sample_shape

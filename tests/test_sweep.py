@@ -1,5 +1,7 @@
 """Sweeps: the runs of many specs, whatever the number of processes."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -80,6 +82,21 @@ def test_a_target_that_cannot_travel_is_run_in_this_process(store, trained):
 
     specs = [SPECS[0].replace(target=Local(), seed=seed) for seed in (0, 1)]
     assert [r.spec for r in sweep(specs, processes=2)] == specs and trained == specs
+
+
+@dataclass
+class Plain:
+    """A target as a plain dataclass, which has no hash."""
+
+    dim: int = 2
+
+    def log_prob(self, z):
+        return -z.square().sum(-1)
+
+
+@pytest.mark.xfail(strict=False, reason="specs are told apart by the hash of their targets")
+def test_a_target_without_a_hash_can_be_swept(store):
+    assert len(sweep([SPECS[0].replace(target=Plain())], processes=1)) == 1
 
 
 def test_an_error_of_one_run_is_raised(store):
