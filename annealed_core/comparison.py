@@ -76,8 +76,8 @@ def verdict(difference: Interval | None, claimed_sign: int, smallest_effect: flo
             "inconclusive".
 
     Returns "reproduced" where the whole interval lies on the claimed side of 0, "reversed" where it lies on the
-    other, "not reproduced" where it includes 0 and lies within ±smallest_effect, "inconclusive" where it is wider
-    than that, "not yet run" for None.
+    other, "not reproduced" where it includes 0 but no effect as large as smallest_effect on the claimed side,
+    "inconclusive" where it includes both, "not yet run" for None.
     """
     if claimed_sign not in (-1, 1):
         raise ValueError(f"claimed_sign must be +1 or -1, got {claimed_sign}")

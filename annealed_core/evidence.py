@@ -21,6 +21,14 @@ def grid(half_width: float, points: int, dtype: torch.dtype = torch.float64) -> 
     return torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1), step**2
 
 
+def _evaluate(target: Any, z: Tensor) -> Tensor:
+    """Log f(z) in double precision, where the target can: a network with float32 weights is given float32."""
+    try:
+        return target.log_prob(z)
+    except RuntimeError:
+        return target.log_prob(z.float()).to(z)
+
+
 def _two_dimensional(target: Any) -> None:
     if target.dim != 2:
         raise ValueError(f"quadrature needs a target of dim 2, got dim {target.dim}")
@@ -37,7 +45,7 @@ def log_normalizer_quadrature(target: Any, half_width: float | None = None, poin
     """
     _two_dimensional(target)
     z, area = grid(half_width or float(getattr(target, "support", 12.0)), points)
-    return float(torch.logsumexp(target.log_prob(z).flatten(), 0)) + math.log(area)
+    return float(torch.logsumexp(_evaluate(target, z).flatten(), 0)) + math.log(area)
 
 
 @torch.no_grad()
@@ -46,7 +54,7 @@ def find_box(target: Any, half_width: float = 12.0, mass: float = 0.999) -> floa
     _two_dimensional(target)
     z, _ = grid(half_width, 400)
     order = z.abs().amax(-1).flatten().argsort()
-    share = torch.softmax(target.log_prob(z).flatten(), 0)[order].cumsum(0)
+    share = torch.softmax(_evaluate(target, z).flatten(), 0)[order].cumsum(0)
     outermost = min(int((share < mass).sum()), len(order) - 1)
     return math.ceil(10 * float(z.abs().amax(-1).flatten()[order][outermost])) / 10
 
@@ -55,7 +63,9 @@ def find_box(target: Any, half_width: float = 12.0, mass: float = 0.999) -> floa
 def cell_masses(target: Any, half_width: float, bins: int = 24, refine: int = 10) -> Tensor:
     """Share of a two-dimensional target's mass in each cell of a square: (bins, bins), with a sum of at most 1."""
     z, area = grid(half_width, bins * refine)
-    mass = (target.log_prob(z) - log_normalizer_quadrature(target)).exp() * area
+    known = getattr(target, "log_normalizer", None)
+    log_normalizer = log_normalizer_quadrature(target, points=600) if known is None else known
+    mass = (_evaluate(target, z) - log_normalizer).exp() * area
     return mass.view(bins, refine, bins, refine).sum((1, 3))
 
 

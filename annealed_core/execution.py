@@ -1,5 +1,6 @@
 """Executing notebooks in other processes, and keeping what they show: as pages, or in the notebooks themselves."""
 
+import base64
 import json
 import os
 import platform
@@ -213,7 +214,8 @@ def store_outputs(jobs: Sequence[Job]) -> None:
     """Write executed notebooks back over their sources, all or none."""
     import nbformat
 
-    cleaned = {}
+    cleaned: dict[Path, str] = {}
+    figures: dict[Path, bytes] = {}
     for job in jobs:
         try:
             notebook = clean(nbformat.read(job.executed, as_version=4))
@@ -224,8 +226,17 @@ def store_outputs(jobs: Sequence[Job]) -> None:
         cleaned[job.notebooks / f"{job.stem}.ipynb"] = (
             json.dumps(lines, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         )
+        figures |= {job.notebooks / f"{job.stem}.png": png for png in readme_figures(notebook)}
     for path, text in cleaned.items():
         write_whole(path, text)
+    for path, png in figures.items():
+        path.write_bytes(png)
+
+
+def readme_figures(notebook: Any) -> list[bytes]:
+    """The images of cells tagged `readme`, which the README shows."""
+    outputs = [o for cell in notebook.cells if "readme" in cell.metadata.get("tags", []) for o in cell.outputs]
+    return [base64.b64decode(o.data["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
 
 
 def write_index(profile: Profile, job: Job) -> Path:

@@ -91,9 +91,10 @@ def _set_random_state(state: dict[str, torch.Tensor], device: str) -> None:
 
 
 def _train(problem: Problem, folder: Folder, spec: Spec, device: str) -> tuple[list[dict[str, float]], float]:
-    optimiser = torch.optim.Adam(
-        problem.model.parameters(), lr=spec.lr or 0.0, betas=(spec.beta1 or 0.0, 0.999), fused=True
-    )
+    parameters = list(problem.model.parameters())
+    if not parameters:  # a chain of length 0 has nothing to train
+        return [], 0.0
+    optimiser = torch.optim.Adam(parameters, lr=spec.lr or 0.0, betas=(spec.beta1 or 0.0, 0.999), fused=True)
     history: list[dict[str, float]] = []
     seconds, step = 0.0, 0
     saved = folder.load("checkpoint.pt")
@@ -136,9 +137,8 @@ def _train(problem: Problem, folder: Folder, spec: Spec, device: str) -> tuple[l
 def _check_finite(line: dict[str, float], spec: Spec) -> None:
     for name, value in line.items():
         if not math.isfinite(value):
-            raise TrainingError(
-                f"{spec.label}: {name} became {value} by step {line['step']}; try a smaller lr than {spec.lr}"
-            )
+            causes = f"lr {spec.lr} may be too large, or log_prob not finite somewhere"
+            raise TrainingError(f"{spec.label}: {name} became {value} by step {line['step']}: {causes}")
 
 
 def run(spec: Spec, device: str = "cpu") -> Run:
@@ -158,21 +158,22 @@ def run(spec: Spec, device: str = "cpu") -> Run:
     problem: Problem
     with _own_random_state(spec.seed, device):
         problem = PROBLEMS[spec.experiment](spec, device)
-        if folder.result() is None:
+        weights = folder.load("weights.pt") if folder.result() else None
+        if weights is None:
             with folder.lock():
-                if folder.result() is None:
+                weights = folder.load("weights.pt") if folder.result() else None
+                if weights is None:
                     history, seconds = _train(problem, folder, spec, device)
                     begun = time.perf_counter()
                     torch.manual_seed(spec.seed + 1)
                     problem.model.eval()
                     metrics = problem.metrics()
                     seconds += time.perf_counter() - begun
-                    folder.save("weights.pt", problem.model.state_dict())
+                    weights = problem.model.state_dict()
+                    folder.save("weights.pt", weights)
                     folder.write_result({"metrics": metrics, "history": history, "seconds": seconds})
         result = folder.result()
         assert result is not None
-        weights = folder.load("weights.pt")
-        assert weights is not None
         problem.model.load_state_dict(weights)
     problem.model.eval().requires_grad_(False)
     chain = problem.chain if isinstance(problem, Toy) else None

@@ -95,7 +95,7 @@ def image_grid(rows: Mapping[str, Tensor], width: float = 9.0) -> Figure:
     n = len(next(iter(rows.values())))
     figure, axes = panels(len(rows), 1, width, width / n * len(rows) * 1.04)
     for ax, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
-        ax.imshow(images.view(n, 28, 28).permute(1, 0, 2).reshape(28, 28 * n), cmap="gray_r", vmin=0, vmax=1)
+        ax.imshow(images.view(n, 28, 28).permute(1, 0, 2).reshape(28, 28 * n).numpy(), cmap="gray_r", vmin=0, vmax=1)
         ax.set_xticks([])
         ax.set_yticks([14], [label])
         ax.tick_params(length=0)

@@ -123,6 +123,8 @@ class Metropolis:
         target: what the move leaves invariant.
         step_size: standard deviation of the proposal.
         n_moves: proposals made in one transition.
+
+    The given noise moves the first proposal; acceptance and further proposals draw their own.
     """
 
     def __init__(self, target: object, step_size: float, n_moves: int = 1) -> None:

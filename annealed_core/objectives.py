@@ -63,7 +63,7 @@ def avo_steps(
     With beta != 1 (deterministic warm-up) the target is a joint density, and everything but its likelihood carries
     the factor beta.
     """
-    chain, target = chain.detach(), target.frozen() if hasattr(target, "frozen") else target
+    chain, target = chain.detach(), target.frozen() if callable(getattr(target, "frozen", None)) else target
     noise = chain.noise(sample_shape) if noise is None else noise
     z = chain.base.rsample(noise[0])
     states, log_ratios = [z], []

@@ -90,6 +90,8 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str | None = None) -> None
     Numbers and `Interval`s are aligned to the right; floats are shown with three significant decimals at most, None
     as a dash.
     """
+    if not rows:
+        raise ValueError("a table needs at least one row")
     columns = list(rows[0])
     if caption:
         display(Markdown(caption), metadata={"annealed": "table-caption"})

@@ -19,7 +19,7 @@ from annealed_core.chain import Chain
 from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair
 from annealed_core.schedules import SCHEDULES
 from annealed_core.spec import Spec
-from annealed_core.targets import linear_alphas
+from annealed_core.targets import check_target, linear_alphas
 from annealed_core.vae import VAE
 
 BINARISATION_SEED = 20_181  # of the validation and test images, the same for every run
@@ -68,6 +68,7 @@ class Toy:
 
     def __init__(self, spec: Spec, device: str = "cpu") -> None:
         self.spec, self.target = spec, spec.target_object
+        check_target(self.target, device)
         self.model = _kernels(spec, self.target.dim).to(device)
         base = DiagonalGaussian.isotropic(self.target.dim, getattr(self.target, "base_scale", 1.0))
         base = DiagonalGaussian(base.loc.to(device), base.scale.to(device))

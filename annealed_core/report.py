@@ -123,7 +123,7 @@ def build(arguments: argparse.Namespace) -> int:
     except BrokenProcessPool:
         errors.append("a process that executes notebooks was killed, perhaps for want of memory")
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=sys.exc_info()[0] is None, cancel_futures=True)
         shutil.rmtree(jobs[0].out / ".partial", ignore_errors=True)
     for error in errors:
         print(f"annealed: {error}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Schedules of the annealing factor: step -> value in [0, 1], checked once, when they are made.
 
-Each ends at 1, so that what is annealed in training is the plain objective in the end.
+Each but `constant` ends at 1, so that what is annealed in training is the plain objective in the end.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def cyclical(n_steps: int = 40_000, cycles: int = 4, ratio: float = 0.5) -> Sche
 
     1 after n_steps.
     """
-    _within("n_steps", n_steps, 1, math.inf if math.isinf(n_steps) else max(n_steps, 1))
+    if not 1 <= n_steps < math.inf:
+        raise ValueError(f"n_steps must be a number of steps from 1, got {n_steps!r}")
     _within("cycles", cycles, 1, n_steps)
     _within("ratio", ratio, 0, 1, open_low=True)
     period = n_steps / cycles

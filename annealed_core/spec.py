@@ -79,7 +79,9 @@ def _is_target(value: Any) -> bool:
     if isinstance(value, str):
         return value in targets.ENERGIES
     dim = getattr(value, "dim", None)
-    return callable(getattr(value, "log_prob", None)) and isinstance(dim, int) and dim > 0
+    return (
+        not isinstance(value, type) and callable(getattr(value, "log_prob", None)) and isinstance(dim, int) and dim > 0
+    )
 
 
 FIELDS: dict[str, _Field] = {
@@ -100,7 +102,7 @@ FIELDS: dict[str, _Field] = {
     "width": _whole(1),
     "schedule": _choice(*[name for name in SCHEDULES if name != "cyclical"]),
     "beta0": _real(0, 1),
-    "gamma": _real(0, 1),
+    "gamma": _real(0, 1, open_low=True),
     "avo_weight": _real(0, 1),
     "train_images": _whole(2, 50_000),
     "nll_samples": _whole(2),
@@ -199,8 +201,13 @@ class Spec:
                     where = f"method {self.method!r} of experiment {self.experiment!r}"
                     raise ValueError(f"{field.name} does not apply to {where}, got {value!r}")
                 _refuse_unless_valid(field.name, value)
+                if field.type.startswith("float"):
+                    object.__setattr__(self, field.name, float(value))
         if self.n_transitions == 0 and self.method == "avo":
             raise ValueError("impossible n_transitions 0: method 'avo' takes at least 1")
+        if self.train_images is not None and self.batch is not None and self.train_images % self.batch == 1:
+            alone = f"the last of {self.train_images} images would be alone in its batch"
+            raise ValueError(f"impossible batch {self.batch}: {alone}, which batch normalisation can't take")
 
     def _defaults(self) -> dict[str, Any]:
         defaults = dict(DEFAULTS[self.experiment])

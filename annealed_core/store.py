@@ -15,6 +15,7 @@ import inspect
 import io
 import json
 import os
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,10 @@ def code_version(experiment: str) -> str:
                 node.body = node.body[1:]
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()[:12]
+
+
+for _experiment in CODE:  # now, while the code that was imported is still what stands in the files
+    code_version(_experiment)
 
 
 def _fingerprint(target: Any) -> str:
@@ -126,11 +131,12 @@ class Folder:
         return FileLock(self.path / ".lock")
 
     def result(self) -> dict[str, Any] | None:
-        """What result.json holds, or None."""
+        """What result.json holds, or None where it is missing or damaged, or has lost its weights."""
         try:
-            return json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            found = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
             return None
+        return found if (self.path / "weights.pt").exists() else None
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json: from now on the run is done."""
@@ -144,8 +150,8 @@ class Folder:
         replace_file(self.path / name, buffer.getvalue())
 
     def load(self, name: str) -> Any | None:
-        """What `save` saved, or None; never executes pickled code."""
+        """What `save` saved, or None where it is missing or damaged; never executes pickled code."""
         try:
             return torch.load(self.path / name, weights_only=True, map_location="cpu")
-        except FileNotFoundError:
+        except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
             return None

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from annealed_core.experiment import Run, find, progress, run
 from annealed_core.spec import Spec
+from annealed_core.store import key
 
 
 def die_with_parent() -> None:
@@ -55,7 +56,8 @@ def sweep(specs: Sequence[Spec], processes: int | None = None, device: str = "cp
 
     Raises the first error of a run, once the others that had begun are done.
     """
-    missing = [spec for spec in dict.fromkeys(specs) if not find(spec, device)]
+    distinct = {key(spec, device): spec for spec in specs}
+    missing = [spec for spec in distinct.values() if not find(spec, device)]
     abroad = [spec for spec in missing if _travels(spec)]
     workers = min(processes or cores(), len(abroad))
     if workers > 1:

@@ -171,6 +171,28 @@ ENERGIES: dict[str, Energy] = {
 }
 
 
+def check_target(target: Any, device: str = "cpu") -> None:
+    """Refuse a target whose `log_prob` fails, has the wrong shape, or is NaN or +inf at eight points around 0.
+
+    Raises ValueError with one line that names the target and what is wrong.
+    """
+    name = getattr(target, "name", type(target).__name__)
+    z = torch.linspace(-1, 1, 8, device=device).unsqueeze(-1).expand(8, target.dim).contiguous()
+    try:
+        with torch.no_grad():
+            values = target.log_prob(z)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"target {name}: log_prob fails for z of shape (8, {target.dim}): {reason}") from error
+    shape = tuple(getattr(values, "shape", ()))
+    if shape != (8,):
+        raise ValueError(f"target {name}: log_prob of z (8, {target.dim}) must have shape (8,), got {shape}")
+    wrong = values.isnan() | (values == torch.inf)
+    if wrong.any():
+        where = ", ".join(f"{x:.2g}" for x in z[wrong][0].tolist())
+        raise ValueError(f"target {name}: log_prob is {float(values[wrong][0])} at z = ({where})")
+
+
 def find(name: str) -> Energy:
     """The energy of that name; ValueError with the known names if there is none."""
     if name not in ENERGIES:

@@ -135,5 +135,5 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Pixel probabilities decoded from one draw of z_T for each image: (batch, 784) -> (batch, 784)."""
+        """Pixel probabilities decoded from one draw of z_T for each image, in evaluation mode: (batch, 784)."""
         return self.decode(self.posterior(x).rsample().z[-1])

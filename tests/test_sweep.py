@@ -67,7 +67,7 @@ def test_two_processes_give_the_metrics_of_one_and_the_error_of_one_is_raised_on
     alone = sweep(specs, processes=1)
     trained.clear()
     monkeypatch.setenv("ANNEALED_STORE", str(store / "other"))
-    with pytest.raises(TrainingError, match="try a smaller lr"):
+    with pytest.raises(TrainingError, match="may be too large"):
         sweep([specs[0], SPECS[0].replace(lr=1e30), specs[1]], processes=2)
     together = sweep(specs, processes=2)
     assert not trained, "nothing is left for this process"
@@ -94,14 +94,13 @@ class Plain:
         return -z.square().sum(-1)
 
 
-@pytest.mark.xfail(strict=False, reason="specs are told apart by the hash of their targets")
 def test_a_target_without_a_hash_can_be_swept(store):
     assert len(sweep([SPECS[0].replace(target=Plain())], processes=1)) == 1
 
 
 def test_an_error_of_one_run_is_raised(store):
     bad = SPECS[0].replace(lr=1e30)
-    with pytest.raises(TrainingError, match="try a smaller lr"):
+    with pytest.raises(TrainingError, match="may be too large"):
         sweep([bad, SPECS[1]], processes=1)
 
 
