@@ -8,6 +8,7 @@ for what else a checkpoint needs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -120,15 +121,21 @@ class Toy:
         self._recent.clear()
 
 
+@functools.cache
+def _images(device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Training images as they are, validation and test images binarised once for all runs."""
+    train, valid, test = data.load_mnist()
+    fixed = [data.fixed_binarisation(part.images, BINARISATION_SEED + n) for n, part in enumerate((valid, test))]
+    return train.images.to(device), fixed[0].to(device), fixed[1].to(device)
+
+
 class Mnist:
     """A variational auto-encoder on binarised MNIST, with the best validation bound kept."""
 
     def __init__(self, spec: Spec, device: str = "cpu") -> None:
         self.spec = spec
-        train, valid, test = data.load_mnist()
-        self.train = train.images[: spec.train_images].to(device)
-        self.valid = data.fixed_binarisation(valid.images, BINARISATION_SEED).to(device)
-        self.test = data.fixed_binarisation(test.images, BINARISATION_SEED + 1).to(device)
+        train, self.valid, self.test = _images(device)
+        self.train = train[: spec.train_images]
         # Encoder and decoder are drawn before the kernels: methods with the same seed share their initial weights.
         self.model: VAE = VAE(spec.latents or 1, spec.width or 1)
         self.model.kernels = _kernels(spec, spec.latents or 1, spec.width or 1)
@@ -138,9 +145,8 @@ class Mnist:
         self.steps = self.steps_per_record * (spec.epochs or 1)
         self.beta = _schedule(spec)
         self.alphas = linear_alphas(len(self.model.kernels)) if spec.method == "avo" else torch.zeros(0)
-        self.generator = torch.Generator().manual_seed(
-            spec.seed
-        )  # of the data's order and binarisation alone: paired across methods
+        # Of the data's order and binarisation alone, so that all methods with the same seed see the same batches.
+        self.generator = torch.Generator().manual_seed(spec.seed + 2**32)
         self.best: dict[str, Any] = {"elbo": -float("inf"), "epoch": 0, "weights": {}}
         self._epoch: Iterator[Tensor] = iter(())
         self._recent: list[Tensor] = []

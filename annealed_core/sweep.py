@@ -6,12 +6,16 @@ import multiprocessing
 import os
 import pickle
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
 
 from annealed_core.experiment import Run, find, progress, run
 from annealed_core.spec import Spec
-from annealed_core.store import key
+from annealed_core.store import key, root
 
 
 def die_with_parent() -> None:
@@ -31,9 +35,33 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Hold one of as many places as there are cores, which all sweeps with the same store share.
+
+    Two sweeps at a time, of two notebooks say, would else start twice as many processes as there are cores, and all
+    would be slower for it. A process that dies gives up its place.
+    """
+    places = [FileLock(root() / ".cores" / f"{number}.lock") for number in range(cores())]
+    (root() / ".cores").mkdir(parents=True, exist_ok=True)
+    while True:
+        for place in places:
+            try:
+                place.acquire(timeout=0)
+            except Timeout:
+                continue
+            try:
+                yield
+            finally:
+                place.release()
+            return
+        time.sleep(0.05)
+
+
 def _train(spec: Spec, device: str) -> None:
     os.environ["ANNEALED_PROGRESS"] = "0"
-    run(spec, device)
+    with one_core():
+        run(spec, device)
 
 
 def _travels(spec: Spec) -> bool:

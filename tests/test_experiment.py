@@ -45,6 +45,9 @@ def few_images():
 def few(monkeypatch):
     """The first images of each part of MNIST, so that judging a run takes no time."""
     monkeypatch.setattr(data, "load_mnist", few_images)
+    problems._images.cache_clear()
+    yield
+    problems._images.cache_clear()
 
 
 @pytest.fixture
