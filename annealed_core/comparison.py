@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scipy.special import stdtrit
 
@@ -89,3 +90,37 @@ def verdict(difference: Interval | None, claimed_sign: int, smallest_effect: flo
     if high < 0:
         return "reversed"
     return "not reproduced" if high < smallest_effect else "inconclusive"
+
+
+def select(runs: Iterable[Any], **fields: Any) -> list[Any]:
+    """The runs (or committed records) whose spec has these values, in the order of their seeds."""
+    found = [run for run in runs if all(getattr(run.spec, name) == value for name, value in fields.items())]
+    return sorted(found, key=lambda run: run.spec.seed)
+
+
+def mean_metric(runs: Iterable[Any], metric: str, **fields: Any) -> Interval | None:
+    """The interval of a metric over the runs whose spec has these values; None where there are none."""
+    found = select(runs, **fields)
+    return interval([run.metrics[metric] for run in found]) if found else None
+
+
+def difference(runs: Sequence[Any], metric: str, ours: str, theirs: str, **fields: Any) -> Interval | None:
+    """The paired difference of a metric between two methods, over the seeds that both were run with.
+
+    Args:
+        runs: runs or committed records.
+        metric: of which the difference is taken.
+        ours, theirs: the methods; the difference is ours - theirs.
+        fields: values that the specs of both must have.
+
+    Returns None where no seed was run with both. Raises ValueError where a method has several runs of one seed.
+    """
+    values = []
+    for method in (ours, theirs):
+        found = select(runs, method=method, **fields)
+        by_seed = {run.spec.seed: run.metrics[metric] for run in found}
+        if len(by_seed) < len(found):
+            raise ValueError(f"{len(found)} runs of {method!r} share {len(by_seed)} seeds: name more fields")
+        values.append(by_seed)
+    common = sorted(values[0].keys() & values[1].keys())
+    return paired_difference([values[0][s] for s in common], [values[1][s] for s in common]) if common else None

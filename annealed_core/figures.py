@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from annealed_core import evidence
-from annealed_core.comparison import Interval, interval
 from annealed_core.plotting import COLOURS, NAMES, label_panel, panels
 
 
@@ -102,16 +101,3 @@ def image_grid(rows: Mapping[str, Tensor], width: float = 9.0) -> Figure:
         for spine in ax.spines.values():
             spine.set_visible(False)
     return figure
-
-
-def by_method(runs: Sequence[Any], metric: str) -> dict[str, list[float]]:
-    """Method -> the metric of its runs, in the order of the runs."""
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        found.setdefault(run.spec.method, []).append(run.metrics[metric])
-    return found
-
-
-def intervals_by_method(runs: Sequence[Any], metric: str) -> dict[str, Interval]:
-    """Method -> the interval of the metric over its runs."""
-    return {method: interval(values) for method, values in by_method(runs, metric).items()}

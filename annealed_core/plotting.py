@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,10 +106,11 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, Interval):
-        return value.text()
+        value = value.text()
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < 100 else f"{value:.1f}"
-    return str(value).replace("|", "\\|")
+    text = re.sub(r"(?<![\w–-])-(?=\d)", "−", str(value)).replace(" ± ", "\u00a0±\u00a0")
+    return text.replace("|", "\\|")
 
 
 def label_panel(axes: Axes, text: str) -> None:

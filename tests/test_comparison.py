@@ -3,10 +3,21 @@
 import math
 import random
 import statistics
+from types import SimpleNamespace
 
 import pytest
 
-from annealed_core.comparison import VERDICTS, Interval, interval, paired_difference, verdict
+from annealed_core import Spec
+from annealed_core.comparison import (
+    VERDICTS,
+    Interval,
+    difference,
+    interval,
+    mean_metric,
+    paired_difference,
+    select,
+    verdict,
+)
 
 T_QUANTILES = {2: 12.7062, 3: 4.3027, 5: 2.7764, 10: 2.2622, 30: 2.0452}  # two-sided 95 %, n - 1 degrees of freedom
 
@@ -112,3 +123,34 @@ def test_every_word_has_a_case():
 def test_a_claim_needs_a_sign(sign):
     with pytest.raises(ValueError, match="claimed_sign must be"):
         verdict(between(0, 1), sign)
+
+
+# ---- over runs
+
+
+def runs_of(method, values, **fields):
+    return [
+        SimpleNamespace(spec=Spec(experiment="toy", method=method, seed=seed, **fields), metrics={"ess": value})
+        for seed, value in values.items()
+    ]
+
+
+def test_a_difference_pairs_the_seeds_that_both_methods_have():
+    runs = runs_of("avo", {2: 0.5, 0: 0.3, 1: 0.4}) + runs_of("elbo", {0: 0.1, 2: 0.2, 7: 0.9})
+    found = difference(runs, "ess", "avo", "elbo")
+    assert found == paired_difference([0.3, 0.5], [0.1, 0.2])
+    assert difference(runs, "ess", "avo", "elbo", target="A") is None
+
+
+def test_a_difference_over_runs_that_differ_in_more_than_their_seed_is_refused():
+    runs = runs_of("avo", {0: 0.3}) + runs_of("avo", {0: 0.4}, steps=7) + runs_of("elbo", {0: 0.1})
+    with pytest.raises(ValueError, match="name more fields"):
+        difference(runs, "ess", "avo", "elbo")
+    assert difference(runs, "ess", "avo", "elbo", steps=3000).mean == pytest.approx(0.2)
+
+
+def test_runs_are_selected_by_their_fields_in_the_order_of_seeds():
+    runs = runs_of("avo", {2: 0.5, 0: 0.3}) + runs_of("elbo", {0: 0.1})
+    assert [run.spec.seed for run in select(runs, method="avo")] == [0, 2]
+    assert mean_metric(runs, "ess", method="avo").mean == pytest.approx(0.4)
+    assert mean_metric(runs, "ess", method="avo", target="E") is None

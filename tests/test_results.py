@@ -1,0 +1,51 @@
+"""Committed results: what a run says of itself, kept with where it was made, and read back as it was."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from annealed_core import Spec, results, run
+from annealed_core.comparison import select
+
+SPECS = [Spec(experiment="toy", target="D", method="elbo", seed=seed, steps=2, samples=50) for seed in (0, 1)]
+
+
+@pytest.fixture
+def folder(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("ANNEALED_RESULTS", str(tmp_path / "results"))
+    return tmp_path / "results"
+
+
+def test_records_are_read_back_as_they_were(folder):
+    runs = [run(spec) for spec in SPECS]
+    results.record("full", "toy", runs)
+    found = select(results.load("full", "toy"), target="D")
+    assert [(r.spec, r.metrics) for r in found] == [(r.spec, r.metrics) for r in runs]
+    assert "2 runs, 2 seeds" in results.provenance(found)
+
+
+def test_recording_the_same_runs_again_changes_nothing(folder, monkeypatch):
+    runs = [run(spec) for spec in SPECS]
+    results.record("full", "toy", runs)
+    before = (folder / "full" / "toy.json").read_bytes()
+    monkeypatch.setattr(results, "machine", lambda: "another machine")
+    results.record("full", "toy", runs[:1])
+    assert (folder / "full" / "toy.json").read_bytes() == before
+
+
+def test_the_quick_profile_keeps_no_records(folder):
+    results.record("quick", "toy", [run(SPECS[0])])
+    assert not folder.exists() and results.load("quick", "toy") == []
+    assert results.provenance([]) == "not yet run"
+
+
+@pytest.mark.parametrize("path", sorted(results.FOLDER.glob("*/*.json")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_committed_records_are_complete_and_name_no_computer(path):
+    records = json.loads(Path(path).read_text())
+    assert records
+    for line in records:
+        assert set(line) == {"spec", "metrics", "seconds", "machine", "versions", "date", "commit", "code"}
+        assert Spec(**line["spec"]).fields() == line["spec"]
+        assert line["seconds"] > 0 and re.fullmatch(r"\d{4}-\d\d-\d\d", line["date"])
