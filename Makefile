@@ -29,7 +29,7 @@ too_old = annealed_core needs Python 3.11 or newer, and $(or $(PYTHON),python3) 
 uv = $(if $(shell uv --version 2>/dev/null),uv,$(PY) -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test lab notebooks lint lock clean distclean
+.PHONY: help setup report record test lab notebooks lint lock clean distclean
 
 help: ## List the targets, with the time they take on two cores
 	@echo "usage: make TARGET [PROFILE=quick|full] [PY=python: use the active environment]"
@@ -39,6 +39,9 @@ setup: $(SETUP) ## Make .venv from requirements.lock [about 1 min, 10 s if uv ha
 
 report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: _ min, _ s again]
 	@$(PY) -m annealed_core.report --profile $(PROFILE) $(ARGS)
+
+record: $(SETUP) ## Run the full profile and write its figures to results/, to be committed [@FULL@]
+	@ANNEALED_RECORD=1 $(PY) -m annealed_core.report --profile full $(ARGS)
 
 test: lint ## All checks: lint, unit tests, quick report, notebooks against their outputs, built pages [_ min]
 	$(PY) -m pytest tests $(ARGS)

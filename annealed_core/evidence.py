@@ -42,6 +42,8 @@ def log_normalizer_quadrature(target: Any, half_width: float | None = None, poin
         target: with `log_prob` and `dim` = 2.
         half_width: of the square that is integrated; the target's `support`, or 12, unless told.
         points: cells along each side.
+
+    Raises ValueError for a target that is not two-dimensional, as all functions here that integrate do.
     """
     _two_dimensional(target)
     z, area = grid(half_width or float(getattr(target, "support", 12.0)), points)

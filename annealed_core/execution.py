@@ -5,21 +5,20 @@ import json
 import os
 import platform
 import re
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from annealed_core.parameters import Profile, ReportError
+from annealed_core.system import cores, die_with_parent, replace_file
 
 LAST = "00_summary"  # reads what the others have stored
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 #: What differs between machines or between two executions, and so must not stand in a committed output.
 PASSING = re.compile(
@@ -62,14 +61,7 @@ def _prepare_worker(threads: int) -> None:
     }
     # Small operations are faster with one thread a process than with threads that wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-
-    def follow_parent() -> None:
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)  # the kernels notice in their turn
-
-    threading.Thread(target=follow_parent, daemon=True).start()
+    die_with_parent()  # and the kernels notice in their turn
 
 
 def execute(job: Job, with_page: bool = True) -> Outcome:
@@ -144,7 +136,7 @@ def execution_facts(profile: str, seconds: float) -> dict[str, Any]:
         "seconds": seconds,
         "python": platform.python_version(),
         "packages": {"torch": version("torch").split("+")[0]},
-        "cores": CORES,
+        "cores": cores(),
     }
 
 
@@ -153,20 +145,12 @@ def write_page(job: Job, notebook: Any) -> None:
     from annealed_core import pages
 
     html = pages.render_page(notebook, job.stem, job.titles, job.notebooks)
-    write_whole(job.out / f"{job.stem}.html", html)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is never seen half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    replace_file(job.out / f"{job.stem}.html", html.encode())
 
 
 def start_workers(number: int) -> ProcessPoolExecutor:
     """Processes to execute notebooks in, which share the cores between them."""
-    return ProcessPoolExecutor(number, get_context("spawn"), _prepare_worker, (max(1, CORES // number),))
+    return ProcessPoolExecutor(number, get_context("spawn"), _prepare_worker, (max(1, cores() // number),))
 
 
 def execute_all(jobs: Sequence[Job], pool: ProcessPoolExecutor, with_pages: bool = True) -> Iterator[Outcome]:
@@ -187,7 +171,7 @@ def clean(notebook: Any) -> Any:
     notebook.metadata = type(notebook)({"kernelspec": kernelspec, "language_info": {"name": "python"}})
     count = 0
     for cell in notebook.cells:
-        for key in ("papermill", "execution"):
+        for key in ("papermill", "execution", "lines_to_next_cell"):
             cell.metadata.pop(key, None)
         if cell.cell_type != "code":
             continue
@@ -228,7 +212,7 @@ def store_outputs(jobs: Sequence[Job]) -> None:
         )
         figures |= {job.notebooks / f"{job.stem}.png": png for png in readme_figures(notebook)}
     for path, text in cleaned.items():
-        write_whole(path, text)
+        replace_file(path, text.encode())
     for path, png in figures.items():
         path.write_bytes(png)
 
@@ -245,5 +229,6 @@ def write_index(profile: Profile, job: Job) -> Path:
 
     index = job.out / "index.html"
     executed = job.out / "notebooks"
-    write_whole(index, pages.render_index(executed, job.titles, profile.name, profile.description, job.notebooks))
+    html = pages.render_index(executed, job.titles, profile.name, profile.description, job.notebooks)
+    replace_file(index, html.encode())
     return index

@@ -31,7 +31,8 @@ def elbo(chain: Chain, target: Target, sample_shape: Shape = (), noise: Tensor |
 def beta_elbo(chain: Chain, target: Any, beta: float, sample_shape: Shape = (), noise: Tensor | None = None) -> Tensor:
     """Deterministic warm-up: E[log p(x | z_T)] + beta * (log p(z_T) + sum_t log r_t/q_t - log q_0(z_0)).
 
-    `target` is a joint density with `log_likelihood` and `log_prior`, such as `vae.Joint`. beta = 1 is the ELBO.
+    `target` is a joint density with `log_likelihood` and `log_prior`, such as `vae.Joint`. beta = 1 is the ELBO; values
+    (*sample, *batch).
     """
     trajectory = chain.rsample(sample_shape, noise)
     z = trajectory.z[-1]
@@ -62,6 +63,15 @@ def avo_steps(
 
     With beta != 1 (deterministic warm-up) the target is a joint density, and everything but its likelihood carries
     the factor beta.
+
+    Args:
+        chain: with T kernels.
+        target: f_T; where it has `frozen()`, that gives the same target without its own parameters' gradients.
+        alphas: exponents of the path, (T + 1,), rising from exactly 0 to exactly 1.
+        beta: in [0, 1].
+        sample_shape, noise: as for `Chain.rsample`.
+
+    Raises ValueError for alphas that do not fit.
     """
     chain, target = chain.detach(), target.frozen() if callable(getattr(target, "frozen", None)) else target
     noise = chain.noise(sample_shape) if noise is None else noise
@@ -86,7 +96,7 @@ def avo(
 ) -> Tensor:
     """Annealed variational objective: the sum of `avo_steps`; values (*sample, *batch).
 
-    Trains the kernels, and nothing else.
+    Trains the kernels, and nothing else. Arguments and errors are those of `avo_steps`.
     """
     return avo_steps(chain, target, alphas, beta, sample_shape, noise).sum(0)
 
@@ -102,7 +112,8 @@ def calibrated_avo(
 ) -> Tensor:
     """Loss-calibrated AVO: weight * AVO + (1 - weight) * (beta-)ELBO on the same noise; values (*sample, *batch).
 
-    The ELBO trains base, kernels and model; AVO the kernels alone.
+    The ELBO trains base, kernels and model; AVO the kernels alone. Arguments are those of `avo_steps`; raises
+    ValueError for a weight outside [0, 1].
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"weight must lie in [0, 1], got {weight}")

@@ -147,7 +147,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = _Parser(prog="python -m annealed_core.report", description="Execute the notebooks and build the report.")
     parser.add_argument("only", nargs="*", metavar="NOTEBOOK", help="restrict to these, such as 02_toy_energies")
-    parser.add_argument("--profile", default="quick", help="quick, full or paper (default: quick)")
+    parser.add_argument("--profile", default="quick", help="a file in profiles/ (default: quick)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NOTEBOOK.NAME=VALUE", help="another value for one parameter"
     )

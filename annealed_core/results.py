@@ -2,7 +2,7 @@
 
 A reader sees them beside what a short run just computed.
 `results/<profile>/<name>.json` is a list of records {spec, metrics, seconds, machine, versions, date, commit, code}.
-The quick profile writes none.
+`make record` writes them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 
 from annealed_core.experiment import Run
 from annealed_core.spec import Spec
-from annealed_core.store import PACKAGE, code_version, describe, replace_file
-from annealed_core.sweep import cores
+from annealed_core.store import PACKAGE, code_version, describe
+from annealed_core.system import cores, replace_file
 
 FOLDER = PACKAGE.parent / "results"
 
@@ -68,9 +68,9 @@ def _commit() -> str:
 def record(profile: str, name: str, runs: Sequence[Run]) -> None:
     """Add the runs to `results/<profile>/<name>.json`, in place of older records of the same specs.
 
-    The quick profile keeps none.
+    Only `make record` does so, by setting $ANNEALED_RECORD: whoever just looks at a full run changes no committed file.
     """
-    if profile == "quick":
+    if not os.environ.get("ANNEALED_RECORD"):
         return
     path = _folder() / profile / f"{name}.json"
     records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []

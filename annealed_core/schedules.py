@@ -1,6 +1,7 @@
 """Schedules of the annealing factor: step -> value in [0, 1], checked once, when they are made.
 
-Each but `constant` ends at 1, so that what is annealed in training is the plain objective in the end.
+`linear` and `cyclical` end at 1 and `geometric` approaches it, so that training ends with the plain objective or near
+it. All raise ValueError, naming the field, for settings that would leave [0, 1] or never end.
 """
 
 from __future__ import annotations

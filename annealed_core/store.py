@@ -16,7 +16,6 @@ import io
 import json
 import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from filelock import FileLock
 from torch import Tensor
 
 from annealed_core.spec import Spec
+from annealed_core.system import replace_file
+from annealed_core.targets import check_target
 
 PACKAGE = Path(__file__).parent
 _ALL = ("targets", "kernels", "chain", "objectives", "schedules", "evidence", "spec", "problems", "experiment")
@@ -59,6 +60,7 @@ for _experiment in CODE:  # now, while the code that was imported is still what 
 
 def _fingerprint(target: Any) -> str:
     """What a user's own target is: its source where there is one, what it holds, and its values at 256 fixed points."""
+    check_target(target)
     digest = hashlib.sha256(type(target).__qualname__.encode())
     for part in (type(target), getattr(target, "log_prob", None)):
         with contextlib.suppress(OSError, TypeError):  # no source: defined at a prompt, or a closure
@@ -97,21 +99,6 @@ def key(spec: Spec, device: str = "cpu") -> str:
         "device": device.split(":")[0],
     }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment either the old or the new one is there, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 @dataclasses.dataclass(frozen=True)

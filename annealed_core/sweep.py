@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,23 +15,7 @@ from filelock import FileLock, Timeout
 from annealed_core.experiment import Run, find, progress, run
 from annealed_core.spec import Spec
 from annealed_core.store import key, root
-
-
-def die_with_parent() -> None:
-    """Initialiser of worker processes: end at once when the process that started this one is gone."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from annealed_core.system import cores, die_with_parent
 
 
 @contextmanager

@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from annealed_core import results
+from annealed_core.comparison import difference, mean_metric, select, verdict
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -27,3 +30,19 @@ def test_links_and_commands_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"make ([a-z]+)", README)) - {"and"}:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_results_are_those_of_the_committed_runs():
+    toy = select(results.load("full", "toy"), steps=3000, beta1=0.9, n_transitions=4)
+    mnist = select(results.load("full", "mnist"), epochs=25, schedule="linear")
+    for name in "ABCDEF":
+        gain = difference(toy, "total_variation", "avo", "elbo", target=name)
+        means = [mean_metric(toy, "total_variation", target=name, method=m).text(3) for m in ("elbo", "avo")]
+        assert f"| {name} | {means[0]} | {means[1]} | {gain.text(3)} | {verdict(gain, -1, 0.02)} |" in README
+    for name, method in (("VAE", "vae"), ("HVI", "hvi"), ("HVI-AVO", "avo")):
+        assert re.search(
+            rf"^\| {name} \|.*\| {re.escape(mean_metric(mnist, 'nll', method=method).text())} \|$", README, re.M
+        )
+    for theirs in ("hvi", "vae"):
+        gain = difference(mnist, "nll", "avo", theirs)
+        assert f"{gain.text()} nats" in README

@@ -15,6 +15,7 @@ SPECS = [Spec(experiment="toy", target="D", method="elbo", seed=seed, steps=2, s
 @pytest.fixture
 def folder(store, tmp_path, monkeypatch):
     monkeypatch.setenv("ANNEALED_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("ANNEALED_RECORD", "1")
     return tmp_path / "results"
 
 
@@ -35,9 +36,10 @@ def test_recording_the_same_runs_again_changes_nothing(folder, monkeypatch):
     assert (folder / "full" / "toy.json").read_bytes() == before
 
 
-def test_the_quick_profile_keeps_no_records(folder):
-    results.record("quick", "toy", [run(SPECS[0])])
-    assert not folder.exists() and results.load("quick", "toy") == []
+def test_who_just_looks_at_a_run_changes_no_committed_file(folder, monkeypatch):
+    monkeypatch.delenv("ANNEALED_RECORD")
+    results.record("full", "toy", [run(SPECS[0])])
+    assert not folder.exists() and results.load("full", "toy") == []
     assert results.provenance([]) == "not yet run"
 
 

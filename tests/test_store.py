@@ -13,7 +13,8 @@ import torch
 
 from annealed_core import store as store_module
 from annealed_core.spec import Spec
-from annealed_core.store import CODE, PACKAGE, Folder, code_version, describe, key, replace_file, root
+from annealed_core.store import CODE, PACKAGE, Folder, code_version, describe, key, root
+from annealed_core.system import replace_file
 
 TOY = Spec(experiment="toy", method="avo", target="D")
 
