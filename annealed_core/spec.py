@@ -124,6 +124,8 @@ def check_parameter(name: str, value: Any) -> None:
             raise ValueError(f"{name} must be a list of at least one value, got {value!r}")
         for each in value:
             _refuse_unless_valid(PLURALS[name], each)
+        if len(set(value)) < len(value):
+            raise ValueError(f"{name} must differ from each other, got {value!r}")
     elif name in FIELDS:
         _refuse_unless_valid(name, value)
 

@@ -277,6 +277,20 @@ def test_the_callers_random_state_and_threads_are_left_alone(store, failing):
         torch.set_num_threads(1)
 
 
+def test_a_run_does_not_depend_on_the_default_dtype(store, tmp_path, monkeypatch):
+    first = run(SHORT)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = run(SHORT)
+        monkeypatch.setenv("ANNEALED_STORE", str(tmp_path / "other"))
+        fresh = run(SHORT)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same(again, first)
+    assert_same(fresh, first)
+
+
 def test_training_that_diverges_says_so_and_leaves_no_result(store):
     spec = SHORT.replace(lr=1e30)
     with pytest.raises(TrainingError, match=r"^toy-D-avo-s0: elbo became \S+ by step 20: lr 1e\+30 may be too large"):

@@ -261,3 +261,9 @@ def test_check_parameter_takes_what_is_possible(name, value):
 def test_check_parameter_refuses_the_impossible_with_one_line(name, value, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         check_parameter(name, value)
+
+
+@pytest.mark.parametrize(("name", "values"), [("seeds", [0, 1, 0]), ("methods", ["avo", "avo"])])
+def test_values_of_a_plural_must_differ(name, values):
+    with pytest.raises(ValueError, match=f"^{name} must differ from each other"):
+        check_parameter(name, values)
