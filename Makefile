@@ -40,7 +40,7 @@ setup: $(SETUP) ## Make .venv from requirements.lock [about 1 min, 10 s if uv ha
 report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: _ min, _ s again]
 	@$(PY) -m annealed_core.report --profile $(PROFILE) $(ARGS)
 
-record: $(SETUP) ## Run the full profile and write its figures to results/, to be committed [@FULL@]
+record: $(SETUP) ## Run the full profile and write its figures to results/, to be committed [about 40 min]
 	@ANNEALED_RECORD=1 $(PY) -m annealed_core.report --profile full $(ARGS)
 
 test: lint ## All checks: lint, unit tests, quick report, notebooks against their outputs, built pages [_ min]

@@ -65,7 +65,7 @@ def test_a_table_is_markdown_with_numbers_to_the_right_and_its_caption_above(sho
     assert table.data.splitlines() == [
         "| method | log Z | interval | n |",
         "| :--- | ---: | ---: | ---: |",
-        "| ELBO | 1.877 | 1.50 ± 0.25 | 5 |",
+        "| ELBO | 1.877 | 1.50\u00a0±\u00a00.25 | 5 |",
         r"| a\|b | – | – | 1 |",
     ]
 
