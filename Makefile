@@ -37,15 +37,15 @@ help: ## List the targets, with the time they take on two cores
 	@echo "usage: make TARGET [PROFILE=quick|full] [PY=python: use the active environment]"
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | while read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
 
-setup: $(SETUP) ## Make .venv from requirements.lock [about 1 min, 10 s if uv has the packages, 0 s when nothing changed]
+setup: $(SETUP) ## Make .venv from requirements.lock [30 s, 5 s if uv has the packages, 0 s when nothing changed]
 
-report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: _ min, _ s again]
+report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: 5 min, 40 s again]
 	@$(PY) -m annealed_core.report --profile $(PROFILE) $(ARGS)
 
 record: $(SETUP) ## Run the full profile and write its figures to results/, to be committed [about 40 min]
 	@ANNEALED_RECORD=1 $(PY) -m annealed_core.report --profile full $(ARGS)
 
-test: lint ## All checks: lint, unit tests, quick report, notebooks against their outputs, built pages [_ min]
+test: lint ## All checks: lint, unit tests, quick report, notebooks against their outputs, built pages [8 min; 5 min again]
 	$(PY) -m pytest tests $(ARGS)
 	$(PY) -m annealed_core.report --profile quick
 	ANNEALED_PROGRESS=0 $(PY) -m pytest --nbval notebooks
@@ -55,10 +55,10 @@ test: lint ## All checks: lint, unit tests, quick report, notebooks against thei
 lab: $(SETUP) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyter lab notebooks
 
-notebooks: $(SETUP) ## Run the notebooks and store their outputs in notebooks/, to be committed [_ min]
+notebooks: $(SETUP) ## Run the notebooks and store their outputs in notebooks/, to be committed [5 min, 40 s again]
 	@$(PY) -m annealed_core.report --store-outputs $(ARGS)
 
-lint: $(SETUP) ## Style and types: ruff, mypy [_ s]
+lint: $(SETUP) ## Style and types: ruff, mypy [10 s]
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
