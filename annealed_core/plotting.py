@@ -79,7 +79,7 @@ def show(figure: Figure, caption: str, alt: str) -> None:
     if not caption or not alt:
         raise ValueError("a figure needs a caption and an alternative text")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.06, metadata={"Software": None})
     plt.close(figure)
     display(Image(buffer.getvalue(), alt=alt), metadata={"image/png": {"alt": alt}})
     display(Markdown(caption), metadata={"annealed": "caption"})
