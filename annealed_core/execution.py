@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from annealed_core.parameters import Profile, ReportError
-from annealed_core.system import cores, die_with_parent, replace_file
+from annealed_core.system import cores, die_with_parent, diverted_stderr, replace_file
 
 LAST = "00_summary"  # reads what the others have stored
 
@@ -74,20 +75,24 @@ def execute(job: Job, with_page: bool = True) -> Outcome:
     job.executed.parent.mkdir(parents=True, exist_ok=True)
     partial.unlink(missing_ok=True)
     started, error = time.monotonic(), None
-    try:
-        papermill.execute_notebook(
-            job.notebooks / job.executed.name,
-            partial,
-            job.parameters,
-            kernel_name="python3",
-            cwd=job.notebooks,
-            progress_bar=False,
-            extra_arguments=["--log-level=CRITICAL"],
-        )
-    except papermill.PapermillExecutionError:
-        pass  # the notebook says where
-    except Exception as problem:  # a kernel that died, a notebook that is not valid: said like a failing cell
-        error = f"{type(problem).__name__}: {_one_line(problem)}"
+    with diverted_stderr() as said:  # what a kernel says outside its cells matters only when it dies
+        try:
+            papermill.execute_notebook(
+                job.notebooks / job.executed.name,
+                partial,
+                job.parameters,
+                kernel_name="python3",
+                cwd=job.notebooks,
+                progress_bar=False,
+                extra_arguments=["--log-level=CRITICAL"],
+            )
+        except papermill.PapermillExecutionError:
+            pass  # the notebook says where
+        except Exception as problem:  # a kernel that died, a notebook that is not valid: said like a failing cell
+            error = f"{type(problem).__name__}: {_one_line(problem)}"
+        said.seek(0)
+        last_words = said.read().decode(errors="replace") if error else ""
+    sys.stderr.write(last_words)
     seconds = time.monotonic() - started
     if not partial.exists():
         return Outcome(job.stem, seconds, f"{job.stem}: not executed: {error}")

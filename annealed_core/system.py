@@ -2,9 +2,13 @@
 
 import multiprocessing
 import os
+import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def cores() -> int:
@@ -22,6 +26,23 @@ def die_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def diverted_stderr() -> Iterator[IO[bytes]]:
+    """Let this process, and those it starts meanwhile, write their stderr to the file that this yields."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 2)
+            try:
+                yield file
+            finally:
+                sys.stderr.flush()
+                os.dup2(terminal, 2)
+    finally:
+        os.close(terminal)
 
 
 def replace_file(path: Path, content: bytes) -> None:

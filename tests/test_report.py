@@ -101,6 +101,7 @@ def make_project(folder: Path) -> Path:
         new_markdown_cell("# Toys\n\nBriefly."),
         code("seeds = [0, 1]  # seeds\nsteps = 100  # training steps", "parameters"),
         code("from pathlib import Path\nPath('../trace').touch()"),
+        code("import atexit, os\natexit.register(os.write, 2, b'the kernel ends noisily')", "hide"),
         new_markdown_cell("## What fails\n\nThis does."),
         code("def train():\n    raise RuntimeError('the chain\\ndiverged at step 3')\ntrain()"),
         new_markdown_cell("The end."),
@@ -269,19 +270,19 @@ def test_papermill_with_a_misspelt_parameter_fails_with_one_clear_line(project, 
 
 def test_a_failing_cell_fails_the_command_and_the_others_run_to_their_end(built):
     assert built.result.returncode == 1
-    line = "annealed: 02_toys: code cell 3 (In [4]) failed: RuntimeError: the chain diverged at step 3\n"
-    assert built.result.stderr == line
+    line = "annealed: 02_toys: code cell 4 (In [5]) failed: RuntimeError: the chain diverged at step 3\n"
+    assert built.result.stderr == line  # and nothing of what a kernel says when it ends
     assert sorted(built.soups) == ["00_summary", "01_theory", "02_toys", "index"]
     assert "toys ran first: True" in built.soups["00_summary"].get_text()
 
 
 def test_the_page_of_a_failing_notebook_says_where_it_stopped(built):
     page = built.soups["02_toys"]
-    assert "code cell 3: RuntimeError: the chain diverged at step 3" in page.select_one(".banner").get_text()
-    assert page.select_one("#cell-3 .error") is not None
-    assert page.select_one(".banner a")["href"] == "#cell-3"
+    assert "code cell 4: RuntimeError: the chain diverged at step 3" in page.select_one(".banner").get_text()
+    assert page.select_one("#cell-4 .error") is not None
+    assert page.select_one(".banner a")["href"] == "#cell-4"
     assert "papermill" not in page.select_one("main").get_text()
-    assert "stopped at code cell 3" in built.soups["index"].get_text()
+    assert "stopped at code cell 4" in built.soups["index"].get_text()
 
 
 def test_parameters_reach_the_notebook_and_its_page(built):
@@ -393,6 +394,20 @@ def test_a_hidden_cell_shows_when_it_fails(tmp_path):
         new_output("error", ename="ParameterError", evalue="unknown", traceback=["ParameterError: unknown"])
     ]
     assert "ParameterError: unknown" in render_page(new_notebook(cells=[cell]), "a", {"a": "A"}, tmp_path)
+
+
+def test_a_kernel_that_crashes_is_named_and_what_was_said_of_it_is_kept(tmp_path):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    crash = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)"
+    write_notebook(folder / "01_crash.ipynb", new_markdown_cell("# Crash"), code(crash))
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "quick.yaml").write_text("description: one crash\n")
+    result = command(tmp_path)
+    assert result.returncode == 1
+    *words, line = result.stderr.splitlines()
+    assert line.startswith("annealed: 01_crash: code cell 1 (In [1]) failed: DeadKernelError: ")
+    assert any("died" in word for word in words)
 
 
 def test_a_kernel_that_dies_is_blamed_on_the_cell_that_ran():
