@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from annealed_core.kernels import DiagonalGaussian, Kernel
+from annealed_core.stack import Stack
 from annealed_core.targets import Target
 
 
@@ -25,14 +26,14 @@ class Trajectory:
     """What a chain draws.
 
     Attributes:
-        z: the states z_0 ... z_T, each (*sample, *batch, dim).
-        log_q0: log q_0(z_0) in nats, (*sample, *batch).
+        z: the states z_0 ... z_T, (T + 1, *sample, *batch, dim).
         log_ratios: log r_t(z_{t-1} | z_t) - log q_t(z_t | z_{t-1}) of each transition in nats, (T, *sample, *batch).
+        log_q0: log q_0(z_0) in nats, (*sample, *batch).
     """
 
-    z: tuple[Tensor, ...]
-    log_q0: Tensor
+    z: Tensor
     log_ratios: Tensor
+    log_q0: Tensor
 
 
 class Chain:
@@ -40,14 +41,15 @@ class Chain:
 
     Args:
         base: q_0, with parameters of shape (*batch, dim).
-        kernels: the T transitions (none: the base alone).
+        kernels: the T transitions (none: the base alone), or a `stack.Stack` of the transitions of many models, which
+            are then the base's batch.
         context: what the kernels are conditioned on, (*batch, context_dim), or None.
     """
 
     def __init__(
         self,
         base: DiagonalGaussian,
-        kernels: Sequence[Kernel] | torch.nn.ModuleList = (),
+        kernels: Sequence[Kernel] | torch.nn.ModuleList | Stack = (),
         context: Tensor | None = None,
     ) -> None:
         self.base, self.kernels, self.context = base, kernels, context
@@ -62,22 +64,29 @@ class Chain:
             (len(self) + 1, *shape, *self.base.loc.shape), dtype=self.base.loc.dtype, device=self.base.loc.device
         )
 
-    def rsample(self, sample_shape: int | Sequence[int] = (), noise: Tensor | None = None) -> Trajectory:
+    def rsample(
+        self, sample_shape: int | Sequence[int] = (), noise: Tensor | None = None, local: bool = False
+    ) -> Trajectory:
         """Draw states z_0 ... z_T with their log-densities; gradients flow through all of them.
 
-        `noise`, as `noise(sample_shape)` gives it, makes the draw repeatable.
+        Args:
+            sample_shape: how many to draw for each element of the batch.
+            noise: as `noise(sample_shape)` gives it, makes the draw repeatable.
+            local: cut each state off before the next transition, so that what transition t draws has a gradient to
+                kernel t alone: what AVO trains with.
         """
         noise = self.noise(sample_shape) if noise is None else noise
-        states = [self.base.rsample(noise[0])]
-        log_q0 = self.base.log_prob(states[0])
-        log_ratios = []
+        start = self.base.rsample(noise[0])
+        log_q0 = self.base.log_prob(start)
+        if isinstance(self.kernels, Stack):
+            return Trajectory(*self.kernels.rsample(start, noise[1:], local), log_q0)
+        states, log_ratios = [start], []
         for kernel, fresh in zip(self.kernels, noise[1:], strict=True):
-            z_next, log_ratio = kernel(states[-1], self.context, fresh)
+            z_next, log_ratio = kernel(states[-1].detach() if local else states[-1], self.context, fresh)
             states.append(z_next)
             log_ratios.append(log_ratio)
-        return Trajectory(
-            tuple(states), log_q0, torch.stack(log_ratios) if log_ratios else log_q0.new_zeros((0, *log_q0.shape))
-        )
+        ratios = torch.stack(log_ratios) if log_ratios else log_q0.new_zeros((0, *log_q0.shape))
+        return Trajectory(torch.stack(states), ratios, log_q0)
 
     def log_weight(self, target: Target, trajectory: Trajectory) -> Tensor:
         """Log f(z_T) + sum_t log (r_t / q_t) - log q_0(z_0) in nats, (*sample, *batch).

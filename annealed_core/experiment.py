@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from annealed_core import toys
 from annealed_core.chain import Chain
-from annealed_core.problems import PROBLEMS, Problem, Toy
+from annealed_core.problems import Mnist, Problem, auto_encoder
 from annealed_core.spec import Spec, check_parameter
 from annealed_core.store import Folder
 from annealed_core.vae import VAE
@@ -23,6 +24,7 @@ from annealed_core.vae import VAE
 __all__ = ["Run", "Spec", "TrainingError", "check_parameter", "run"]
 
 SECONDS_BETWEEN_CHECKPOINTS = 2.0
+PROBLEMS: dict[str, Callable[[Sequence[Spec], str], Problem]] = {"toy": toys.Toys, "mnist": Mnist}
 
 
 class TrainingError(RuntimeError):
@@ -37,7 +39,7 @@ class Run:
         spec: what was run.
         metrics: final figures, in nats where they are log-densities.
         history: lines recorded through training.
-        seconds: time spent training and judging, over all interruptions.
+        seconds: time spent training and judging, over all interruptions; of runs trained side by side, the run's share.
         model: the trained modules, in evaluation mode: a ModuleList of kernels (toys) or a `VAE` (MNIST).
         chain: toys: the trained chain; None for MNIST, whose `model.posterior(x)` makes one for each batch.
     """
@@ -92,34 +94,41 @@ def _set_random_state(state: dict[str, torch.Tensor], device: str) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _train(problem: Problem, folder: Folder, spec: Spec, device: str) -> tuple[list[dict[str, float]], float]:
-    parameters = list(problem.model.parameters())
+def _train(problem: Problem, folder: Folder, label: str, device: str) -> tuple[list[list[dict[str, float]]], float]:
+    """Train all models of a problem; their histories, and the seconds that it took over all interruptions."""
+    spec, parameters = problem.specs[0], list(problem.model.parameters())
+    histories: list[list[dict[str, float]]] = [[] for _ in problem.specs]
     if not parameters:  # a chain of length 0 has nothing to train
-        return [], 0.0
-    optimiser = torch.optim.Adam(parameters, lr=spec.lr or 0.0, betas=(spec.beta1 or 0.0, 0.999), fused=True)
-    history: list[dict[str, float]] = []
+        return histories, 0.0
+    lr: float = spec.get("lr")
+    optimiser = torch.optim.Adam(parameters, lr=lr, betas=(spec.get("beta1"), 0.999), fused=True)
     seconds, step = 0.0, 0
     saved = folder.load("checkpoint.pt")
     if saved is not None:
         problem.model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         problem.load(saved["problem"])
-        history, seconds, step = saved["history"], saved["seconds"], saved["step"]
+        histories, seconds, step = saved["histories"], saved["seconds"], saved["step"]
         _set_random_state(saved["random"], device)
     begun = written = time.perf_counter()
-    with progress(problem.steps, spec.label) as bar:
+    with progress(problem.steps, label) as bar:
         bar.update(step)
         while step < problem.steps:
-            loss = -problem.objective(step).mean()
+            if spec.lr_schedule == "cosine":
+                optimiser.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / problem.steps))
+            loss = -problem.objective(step).sum()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             step += 1
+            if len(problem.failures) == len(problem.specs):
+                break
             if step % problem.steps_per_record and step < problem.steps:
                 continue
-            history.append({"step": step, **problem.record()})
+            for number, line in enumerate(problem.record()):
+                histories[number].append({"step": step, **line})
+                _check_finite(problem, number, histories[number][-1])
             bar.update(step - bar.n)
-            _check_finite(history[-1], spec)
             now = time.perf_counter()
             if now - written > SECONDS_BETWEEN_CHECKPOINTS and step < problem.steps:
                 checkpoint = {
@@ -127,20 +136,63 @@ def _train(problem: Problem, folder: Folder, spec: Spec, device: str) -> tuple[l
                     "optimiser": optimiser.state_dict(),
                     "problem": problem.state(),
                     "random": _random_state(device),
-                    "history": history,
+                    "histories": histories,
                     "seconds": seconds + now - begun,
                     "step": step,
                 }
                 folder.save("checkpoint.pt", checkpoint)
                 written = now
-    return history, seconds + time.perf_counter() - begun
+    return histories, seconds + time.perf_counter() - begun
 
 
-def _check_finite(line: dict[str, float], spec: Spec) -> None:
+def _check_finite(problem: Problem, number: int, line: dict[str, float]) -> None:
+    """Note a model as failed whose record is not finite."""
+    spec = problem.specs[number]
     for name, value in line.items():
-        if not math.isfinite(value):
+        if not math.isfinite(value) and number not in problem.failures:
             causes = f"lr {spec.lr} may be too large, or log_prob not finite somewhere"
-            raise TrainingError(f"{spec.label}: {name} became {value} by step {line['step']}: {causes}")
+            problem.failures[number] = f"{name} became {value} by step {line['step']}: {causes}"
+
+
+def train(specs: Sequence[Spec], device: str = "cpu") -> None:
+    """Train side by side those of the specs that the store lacks; runs that fail are kept as failed.
+
+    Args:
+        specs: one, or as many as `stack_key` says can be stacked.
+        device: "cpu" or a CUDA device.
+    """
+    asked = {Folder.of(spec, device): spec for spec in specs}
+    with ExitStack() as held:
+        for folder in sorted(asked, key=lambda folder: folder.path):  # in the same order everywhere: no deadlock
+            held.enter_context(folder.lock())
+        folders = [folder for folder in asked if not folder.is_whole() and folder.failure() is None]
+        if not folders:
+            return
+        missing = [asked[folder] for folder in folders]
+        alone = len(missing) == 1
+        checkpoints = folders[0] if alone else Folder.of_stack(folders)
+        label = missing[0].label if alone else f"{len(missing)} x {missing[0].method}"
+        with _own_random_state(missing[0].seed, device):
+            problem = PROBLEMS[missing[0].experiment](missing, device)
+            histories, seconds = _train(problem, checkpoints, label, device)
+            begun = time.perf_counter()
+            metrics = problem.metrics()
+            seconds = (seconds + time.perf_counter() - begun) / len(missing)
+        for number, (folder, weights) in enumerate(zip(folders, problem.weights(), strict=True)):
+            if number in problem.failures:
+                folder.write_failure(f"{missing[number].label}: {problem.failures[number]}")
+                continue
+            folder.save("weights.pt", weights)
+            folder.write_result({"metrics": metrics[number], "history": histories[number], "seconds": seconds})
+        checkpoints.forget_checkpoint()
+
+
+def stack_key(spec: Spec) -> Any:
+    """What specs must share to be trained side by side; None where a run is trained alone."""
+    if spec.experiment != "toy":
+        return None
+    shared = {name: value for name, value in spec.fields().items() if name not in ("seed", "target")}
+    return (spec.target_object.dim, *sorted(shared.items()))
 
 
 def run(spec: Spec, device: str = "cpu") -> Run:
@@ -154,32 +206,25 @@ def run(spec: Spec, device: str = "cpu") -> Run:
         spec: what to run.
         device: "cpu" or a CUDA device.
 
-    Raises TrainingError where training diverges.
+    Raises TrainingError where training fails, in a value that is not finite say; so it does again when asked again.
     """
     folder = Folder.of(spec, device)
-    problem: Problem
+    result, weights = folder.result(), folder.load("weights.pt")
+    if result is None or weights is None:
+        train([spec], device)
+        result, weights = folder.result(), folder.load("weights.pt")
+    if result is None or weights is None:
+        raise TrainingError(folder.failure() or f"{spec.label}: {folder.path} can't be read")
+    model: nn.Module
     with _own_random_state(spec.seed, device):
-        problem = PROBLEMS[spec.experiment](spec, device)
-        weights = folder.load("weights.pt") if folder.result() else None
-        if weights is None:
-            with folder.lock():
-                weights = folder.load("weights.pt") if folder.result() else None
-                if weights is None:
-                    history, seconds = _train(problem, folder, spec, device)
-                    begun = time.perf_counter()
-                    torch.manual_seed(spec.seed + 1)
-                    problem.model.eval()
-                    metrics = problem.metrics()
-                    seconds += time.perf_counter() - begun
-                    weights = problem.model.state_dict()
-                    folder.save("weights.pt", weights)
-                    folder.write_result({"metrics": metrics, "history": history, "seconds": seconds})
-        result = folder.result()
-        assert result is not None
-        problem.model.load_state_dict(weights)
-    problem.model.eval().requires_grad_(False)
-    chain = problem.chain if isinstance(problem, Toy) else None
-    return Run(spec, result["metrics"], result["history"], result["seconds"], problem.model, chain)
+        if spec.experiment == "toy":
+            chain = toys.restore(spec, weights, device)
+            model = cast(nn.ModuleList, chain.kernels)
+        else:
+            chain, model = None, auto_encoder(spec)
+            model.load_state_dict(weights)
+            model = model.to(device).eval().requires_grad_(False)
+    return Run(spec, result["metrics"], result["history"], result["seconds"], model, chain)
 
 
 def find(spec: Spec, device: str = "cpu") -> bool:

@@ -19,7 +19,12 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 def normal_log_prob(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     """Log N(z; loc, scale^2 I) in nats, summed over the last dimension."""
-    return (-0.5 * ((z - loc) / scale).square() - scale.log() - _HALF_LOG_TWO_PI).sum(-1)
+    return drawn_log_prob((z - loc) / scale, scale)
+
+
+def drawn_log_prob(noise: Tensor, scale: Tensor, axis: int = -1) -> Tensor:
+    """Log N(z; loc, scale^2 I) in nats at z = loc + scale * noise, summed over that axis."""
+    return (-0.5 * noise.square() - scale.log() - _HALF_LOG_TWO_PI).sum(axis)
 
 
 class DiagonalGaussian:
@@ -60,57 +65,122 @@ class Kernel(Protocol):
         ...
 
 
-class GatedGaussian(nn.Module):
-    """A Gaussian conditional N(z' | mu, sigma^2) with a gate between staying and moving (Huang et al. 2018).
+class ConditionalGaussian(nn.Module):
+    """A Gaussian conditional N(z' | mu, sigma^2) whose parameters a network with one hidden layer computes.
 
-    h = relu(W [z, context]), mu = g * W_m h + (1 - g) * z with g = sigmoid(W_g h), sigma = softplus(W_s h).
+    h = relu(W [z, context]); what mu and sigma are made of, of z and V h, the kinds differ in: `GatedGaussian`,
+    `ResidualGaussian`.
 
     Args:
         dim: dimensions of z.
         hidden: width of h.
         context_dim: dimensions of the context (0: none), such as an encoder's features.
-        near_identity: start close to z' = z (sigma = 0.02, gate bias -4, output weights * 0.3) instead of with
-            torch's default, whose sigma of 0.69 at every step buries a chain of several transitions in noise.
+        near_identity: start close to z' = z instead of with torch's default, whose sigma of 0.69 at every step buries
+            a chain of several transitions in noise.
     """
+
+    outputs_per_dim: int
 
     def __init__(self, dim: int, hidden: int, context_dim: int = 0, near_identity: bool = False) -> None:
         super().__init__()
         self.hidden = nn.Linear(dim, hidden)
         self.context = nn.Linear(context_dim, hidden, bias=False) if context_dim else None
-        self.outputs = nn.Linear(hidden, 3 * dim)
+        self.outputs = nn.Linear(hidden, self.outputs_per_dim * dim)
         if near_identity:
             with torch.no_grad():
                 self.outputs.weight.mul_(0.3)
-                self.outputs.bias[dim : 2 * dim] = -4.0
-                self.outputs.bias[2 * dim :] = math.log(math.expm1(0.02))
+                self.outputs.bias[-dim:] = math.log(math.expm1(0.02))  # sigma = 0.02
+
+    @staticmethod
+    def locate(z: Tensor, outputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """The conditional's mu and sigma, from z and the network's outputs, both with their features along `axis`."""
+        raise NotImplementedError
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z: (*batch, dim) -> mu, sigma, both (*batch, dim)."""
         hidden = self.hidden(z)
         if self.context is not None:
             hidden = hidden + self.context(context)
-        move, gate, scale = self.outputs(torch.relu(hidden)).chunk(3, -1)
+        return self.locate(z, self.outputs(torch.relu(hidden)), -1)
+
+
+class GatedGaussian(ConditionalGaussian):
+    """A conditional with a gate between staying and moving (Huang et al. 2018).
+
+    mu = g * m + (1 - g) * z with g = sigmoid of the gate, sigma = softplus(s); m, the gate and s are linear in h.
+    Arguments as for `ConditionalGaussian`; `near_identity` sets the gate's bias to -4.
+    """
+
+    outputs_per_dim = 3
+
+    def __init__(self, dim: int, hidden: int, context_dim: int = 0, near_identity: bool = False) -> None:
+        super().__init__(dim, hidden, context_dim, near_identity)
+        if near_identity:
+            with torch.no_grad():
+                self.outputs.bias[dim : 2 * dim] = -4.0
+
+    @staticmethod
+    def locate(z: Tensor, outputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """Interpolate between z and the move by the gate."""
+        move, gate, scale = outputs.chunk(3, axis)
         return torch.lerp(z, move, torch.sigmoid(gate)), softplus(scale) + 1e-6
 
 
-class GatedGaussianPair(nn.Module):
-    """A trained stochastic transition: q(z' | z) and the reverse r(z | z'), each a `GatedGaussian` (Huang et al. 2018).
+class ResidualGaussian(ConditionalGaussian):
+    """A conditional that adds to z: mu = z + m, sigma = softplus(s), as in NVI (arXiv 2106.11302).
 
-    Arguments as for `GatedGaussian`.
+    Arguments as for `ConditionalGaussian`. The output layer starts at 0, as in the paper's later implementation in
+    coix: mu = z, and sigma = 0.69 everywhere.
     """
+
+    outputs_per_dim = 2
+
+    def __init__(self, dim: int, hidden: int, context_dim: int = 0, near_identity: bool = False) -> None:
+        super().__init__(dim, hidden, context_dim, near_identity)
+        with torch.no_grad():
+            self.outputs.weight.zero_()
+            self.outputs.bias[:dim].zero_()
+            if not near_identity:
+                self.outputs.bias.zero_()
+
+    @staticmethod
+    def locate(z: Tensor, outputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """Add the move to z."""
+        move, scale = outputs.chunk(2, axis)
+        return z + move, softplus(scale) + 1e-6
+
+
+class GaussianPair(nn.Module):
+    """A trained stochastic transition: q(z' | z) and the reverse r(z | z'), conditionals of the same kind.
+
+    Arguments as for `ConditionalGaussian`; `conditional` is that kind.
+    """
+
+    conditional: type[ConditionalGaussian]
 
     def __init__(self, dim: int, hidden: int, context_dim: int = 0, near_identity: bool = False) -> None:
         super().__init__()
-        self.forwards = GatedGaussian(dim, hidden, context_dim, near_identity)
-        self.reverse = GatedGaussian(dim, hidden, context_dim, near_identity)
+        self.forwards = self.conditional(dim, hidden, context_dim, near_identity)
+        self.reverse = self.conditional(dim, hidden, context_dim, near_identity)
 
     def forward(self, z: Tensor, context: Tensor | None = None, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z: (*batch, dim) -> z_next (*batch, dim), log r(z | z_next) - log q(z_next | z) (*batch,) in nats."""
         noise = torch.randn_like(z) if noise is None else noise
         loc, scale = self.forwards(z, context)
         z_next = loc + scale * noise
-        log_q = (-0.5 * noise.square() - scale.log() - _HALF_LOG_TWO_PI).sum(-1)
-        return z_next, normal_log_prob(z, *self.reverse(z_next, context)) - log_q
+        return z_next, normal_log_prob(z, *self.reverse(z_next, context)) - drawn_log_prob(noise, scale)
+
+
+class GatedGaussianPair(GaussianPair):
+    """Both ways a `GatedGaussian` (Huang et al. 2018)."""
+
+    conditional = GatedGaussian
+
+
+class ResidualGaussianPair(GaussianPair):
+    """Both ways a `ResidualGaussian` (NVI, arXiv 2106.11302)."""
+
+    conditional = ResidualGaussian
 
 
 class Metropolis:

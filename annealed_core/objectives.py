@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from annealed_core.chain import Chain
-from annealed_core.targets import GeometricPath, Target
+from annealed_core.targets import Target, check_alphas
 
 Shape = int | Sequence[int]
 
@@ -67,28 +67,32 @@ def avo_steps(
     Args:
         chain: with T kernels.
         target: f_T; where it has `frozen()`, that gives the same target without its own parameters' gradients.
-        alphas: exponents of the path, (T + 1,), rising from exactly 0 to exactly 1.
+        alphas: exponents of the path, (T + 1,), rising from exactly 0 to exactly 1; or (T + 1, M), a path for each
+            element of the batch.
         beta: in [0, 1].
         sample_shape, noise: as for `Chain.rsample`.
 
     Raises ValueError for alphas that do not fit.
     """
     chain, target = chain.detach(), target.frozen() if callable(getattr(target, "frozen", None)) else target
-    noise = chain.noise(sample_shape) if noise is None else noise
-    z = chain.base.rsample(noise[0])
-    states, log_ratios = [z], []
-    for kernel, fresh in zip(chain.kernels, noise[1:], strict=True):
-        z, log_ratio = kernel(states[-1].detach(), chain.context, fresh)
-        states.append(z)
-        log_ratios.append(log_ratio)
-    alpha = GeometricPath(chain.base, target, alphas).alphas.to(z).view(-1, *[1] * (z.ndim - 1))
-    if len(alpha) != len(states):
-        raise ValueError(f"alphas must have {len(states)} values for {len(chain)} transitions, got {len(alpha)}")
-    moved = torch.stack(states[1:])
+    trajectory = chain.rsample(sample_shape, noise, local=True)
+    moved = trajectory.z[1:]
+    alpha = _exponents(alphas, trajectory.log_ratios)
     log_target = target.log_prob(moved) if beta == 1 else target.log_likelihood(moved) + beta * target.log_prior(moved)
-    log_f = alpha[1:] * log_target + (1 - alpha[1:]) * beta * chain.base.log_prob(moved)
-    log_f_before = torch.cat([beta * chain.base.log_prob(states[0]).unsqueeze(0), log_f[:-1]]).detach()
-    return log_f + beta * torch.stack(log_ratios) - log_f_before
+    log_f = alpha * log_target + (1 - alpha) * beta * chain.base.log_prob(moved)
+    log_f_before = torch.cat([beta * trajectory.log_q0.unsqueeze(0), log_f[:-1]]).detach()
+    return log_f + beta * trajectory.log_ratios - log_f_before
+
+
+def _exponents(alphas: Tensor, log_ratios: Tensor) -> Tensor:
+    """The exponents alpha_1 ... alpha_T of each transition, checked, in the shape of the log-ratios."""
+    n_transitions = len(log_ratios)
+    if len(alphas) != n_transitions + 1:
+        takes = f"{n_transitions + 1} values for {n_transitions} transitions"
+        raise ValueError(f"alphas must have {takes}, got {len(alphas)}")
+    check_alphas(alphas)
+    alphas = alphas.to(log_ratios)[1:]
+    return alphas.view(n_transitions, *[1] * (log_ratios.ndim - alphas.ndim), *alphas.shape[1:])
 
 
 def avo(
@@ -130,3 +134,27 @@ def iwae(chain: Chain, target: Target, n_samples: int, sample_shape: Shape = (),
     shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
     log_weight = elbo(chain, target, (n_samples, *shape), noise)
     return torch.logsumexp(log_weight, 0) - math.log(n_samples)
+
+
+def path_fit(
+    chain: Chain, target: Target, alphas: Tensor, sample_shape: Shape = (), noise: Tensor | None = None
+) -> Tensor:
+    """Minus the sum of the local divergences KL(f_{t-1} q_t / Z_{t-1} || f_t r_t / Z_t): what a learned path maximises.
+
+    The idea of nested variational inference (Zimmermann et al. 2021, arXiv 2106.11302): exponents are good where every
+    transition has as little to do as possible. Expectations under f_{t-1} are taken over the chain's samples with the
+    weights that they have earned so far, and each log(Z_t / Z_{t-1}) is estimated from the same samples. The gradient
+    reaches the alphas alone; values (*batch,).
+
+    Arguments are those of `avo_steps`; of the sample shape, at least one dimension.
+    """
+    with torch.no_grad():
+        trajectory = chain.rsample(sample_shape, noise)
+        log_target, log_base = target.log_prob(trajectory.z[1:]), chain.base.log_prob(trajectory.z)
+    alpha = _exponents(alphas, trajectory.log_ratios)
+    log_f = torch.cat([log_base[:1], alpha * log_target + (1 - alpha) * log_base[1:]])
+    steps = log_f[1:] + trajectory.log_ratios - log_f[:-1]
+    steps = steps.flatten(1, steps.ndim - 1 - len(chain.base.batch_shape))
+    earned = torch.log_softmax(torch.cat([torch.zeros_like(steps[:1]), steps[:-1].cumsum(0)]), 1)
+    divergences = torch.logsumexp(earned + steps, 1) - (earned.exp() * steps).sum(1)
+    return -divergences.sum(0)

@@ -11,19 +11,34 @@ from typing import Any
 from annealed_core import targets
 from annealed_core.schedules import SCHEDULES
 
-METHODS = {"toy": ("elbo", "avo"), "mnist": ("vae", "hvi", "avo")}
+METHODS = {
+    "toy": ("elbo", "alpha", "iwae", "avo", "calibrated", "mixture"),
+    "mnist": ("vae", "hvi", "avo"),
+}
+KERNELS = ("gated", "residual", "planar", "householder", "iaf", "spline")
+PATHS = ("linear", "geometric", "learned")
+_AVO = ("avo", "calibrated", "mixture")  # what follows a path
 
 #: What each experiment's fields are unless a spec says otherwise; a field that is not listed does not apply to it.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "toy": {
         "target": "D",
+        "kernel": "gated",
         "n_transitions": 4,
         "hidden": 32,
+        "bins": 8,
         "steps": 3000,
         "batch": 128,
         "lr": 1e-3,
+        "lr_schedule": "constant",
         "beta1": 0.9,
         "initialisation": "default",
+        "path": "linear",
+        "elbo_steps": 0,
+        "avo_weight": 0.2,
+        "warmup": 0.5,
+        "beta0": 0.1,
+        "iwae_samples": 8,
         "samples": 20_000,
     },
     "mnist": {
@@ -89,14 +104,21 @@ FIELDS: dict[str, _Field] = {
     "method": _choice(*dict.fromkeys(name for methods in METHODS.values() for name in methods)),
     "seed": _whole(0, 2**31 - 1),
     "target": _Field(f"one of {', '.join(targets.ENERGIES)}, or an object with log_prob and dim", _is_target),
+    "kernel": _choice(*KERNELS),
     "n_transitions": _whole(0, 1000),
     "hidden": _whole(1),
+    "bins": _whole(2),
     "steps": _whole(1),
     "epochs": _whole(1),
     "batch": _whole(2),
     "lr": _real(0, math.inf, open_low=True),
+    "lr_schedule": _choice("constant", "cosine"),
     "beta1": _real(0, 1, open_high=True),
     "initialisation": _choice("default", "identity"),
+    "path": _choice(*PATHS),
+    "elbo_steps": _whole(0),
+    "warmup": _real(0, 1),
+    "iwae_samples": _whole(1),
     "samples": _whole(2),
     "latents": _whole(1),
     "width": _whole(1),
@@ -110,13 +132,13 @@ FIELDS: dict[str, _Field] = {
 }
 
 #: Plural names under which notebooks take several values of a field.
-PLURALS = {"methods": "method", "seeds": "seed", "targets": "target", "schedules": "schedule"}
+PLURALS = {"methods": "method", "seeds": "seed", "targets": "target", "kernels": "kernel", "schedules": "schedule"}
 
 
 def check_parameter(name: str, value: Any) -> None:
     """Refuse an impossible value of a notebook's parameter with one line; names that are no field of Spec pass.
 
-    A plural (`methods`, `seeds`, `targets`, `schedules`) takes a list of values of its field.
+    A plural (`methods`, `seeds`, `targets`, `kernels`, `schedules`) takes a list of values of its field.
     Raises ValueError.
     """
     if name in PLURALS:
@@ -145,20 +167,27 @@ class Spec:
     use must stay None. Raises ValueError with one line that names the field, the value and what it takes.
 
     Attributes:
-        experiment: "toy" (a two-dimensional energy, or any target) or "mnist".
-        method: for toys "elbo" or "avo"; for MNIST "vae", "hvi" or "avo" (loss-calibrated).
+        experiment: "toy" (an energy, or any target) or "mnist".
+        method: for toys "elbo", "alpha" (alpha-annealing), "iwae", "avo", "calibrated" (a weighted sum of AVO and ELBO)
+            or "mixture" (AVO or ELBO by chance at each step); for MNIST "vae", "hvi" or "avo" (calibrated).
         seed: of weights, data order and noise.
         target: toys: a name in `targets.ENERGIES`, or an object with `log_prob` and `dim`.
+        kernel: toys: "gated" or "residual" (pairs of Gaussians), "planar", "householder", "iaf" or "spline" (flows).
         n_transitions: T, the number of kernels.
-        hidden: width of the kernels.
+        hidden: width of the kernels' networks; flows have two layers of it.
+        bins: of a spline.
         steps, epochs: length of training (toy, MNIST).
         batch: samples or images in a step.
-        lr, beta1: Adam's learning rate and first decay rate.
-        initialisation: of the kernels: "default" (torch's) or "identity" (near the identity).
+        lr, lr_schedule, beta1: Adam's learning rate, whether it stays or falls to 0 as a cosine, its first decay rate.
+        initialisation: of pairs of Gaussians: "default" (torch's) or "identity" (near the identity).
+        path: of AVO's exponents: "linear", "geometric", or "learned" as in NVI.
+        elbo_steps: how many of the steps, the last ones, train on the ELBO instead.
+        avo_weight: the weight of AVO against the ELBO ("calibrated", MNIST's "avo"), or its chance ("mixture").
+        warmup, beta0: alpha-annealing: the share of the steps in which alpha rises, and where it starts.
+        iwae_samples: in a group; the batch is made of such groups.
         samples: toys: samples drawn for the metrics.
         latents, width: of the auto-encoder.
         schedule, beta0, gamma: deterministic warm-up, see `schedules`.
-        avo_weight: the weight of AVO against the ELBO.
         train_images: how many of the 50,000 training images are used.
         nll_samples, nll_images: importance samples for each image, and how many test images, for the likelihood.
     """
@@ -167,14 +196,21 @@ class Spec:
     method: str
     seed: int = 0
     target: Any = None
+    kernel: str | None = None
     n_transitions: int | None = None
     hidden: int | None = None
+    bins: int | None = None
     steps: int | None = None
     epochs: int | None = None
     batch: int | None = None
     lr: float | None = None
+    lr_schedule: str | None = None
     beta1: float | None = None
     initialisation: str | None = None
+    path: str | None = None
+    elbo_steps: int | None = None
+    warmup: float | None = None
+    iwae_samples: int | None = None
     samples: int | None = None
     latents: int | None = None
     width: int | None = None
@@ -200,13 +236,22 @@ class Spec:
                 object.__setattr__(self, field.name, defaults[field.name])
             elif value is not None:
                 if field.name not in ("experiment", "method", "seed", *defaults):
-                    where = f"method {self.method!r} of experiment {self.experiment!r}"
+                    kernel = f" with kernel {self.kernel!r}" if self.kernel not in (None, "gated") else ""
+                    where = f"method {self.method!r}{kernel} of experiment {self.experiment!r}"
                     raise ValueError(f"{field.name} does not apply to {where}, got {value!r}")
                 _refuse_unless_valid(field.name, value)
                 if field.type.startswith("float"):
                     object.__setattr__(self, field.name, float(value))
-        if self.n_transitions == 0 and self.method == "avo":
-            raise ValueError("impossible n_transitions 0: method 'avo' takes at least 1")
+        self._refuse_unless_consistent()
+
+    def _refuse_unless_consistent(self) -> None:
+        if self.n_transitions == 0 and self.method in _AVO:
+            raise ValueError(f"impossible n_transitions 0: method {self.method!r} takes at least 1")
+        if self.elbo_steps and self.elbo_steps > self.get("steps"):
+            raise ValueError(f"impossible elbo_steps {self.elbo_steps}: there are {self.steps} steps in all")
+        if self.iwae_samples and self.get("batch") % self.iwae_samples:
+            whole = f"batch {self.batch} is not made of whole groups of as many"
+            raise ValueError(f"impossible iwae_samples {self.iwae_samples}: {whole}")
         if self.train_images is not None and self.batch is not None and self.train_images % self.batch == 1:
             alone = f"the last of {self.train_images} images would be alone in its batch"
             raise ValueError(f"impossible batch {self.batch}: {alone}, which batch normalisation can't take")
@@ -216,12 +261,27 @@ class Spec:
         unused: set[str] = set()
         if self.method == "vae":
             unused |= {"n_transitions", "hidden", "initialisation"}
-        if self.method != "avo":
+        if self.method not in (("calibrated", "mixture") if self.experiment == "toy" else ("avo",)):
             unused.add("avo_weight")
+        if self.experiment == "toy":
+            kernel = self.kernel or defaults["kernel"]
+            unused |= set() if kernel in ("gated", "residual") else {"initialisation"}
+            unused |= {"hidden"} if kernel in ("planar", "householder") else set()
+            unused |= set() if kernel == "spline" else {"bins"}
+            unused |= set() if self.method in _AVO else {"path", "elbo_steps"}
+            unused |= set() if self.method == "alpha" else {"warmup", "beta0"}
+            unused |= set() if self.method == "iwae" else {"iwae_samples"}
         schedule = self.schedule or defaults.get("schedule")
         if schedule == "constant":
             unused |= {"beta0", "gamma"}
         return {name: value for name, value in defaults.items() if name not in unused}
+
+    def get(self, name: str) -> Any:
+        """The value of a field that applies; AttributeError where it does not."""
+        value = getattr(self, name)
+        if value is None:
+            raise AttributeError(f"{name} does not apply to {self.label}")
+        return value
 
     def replace(self, **changes: Any) -> Spec:
         """The same spec with other values; fields that no longer apply are dropped."""

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from annealed_core.system import replace_file
 from annealed_core.targets import check_target
 
 PACKAGE = Path(__file__).parent
-_ALL = ("targets", "kernels", "chain", "objectives", "schedules", "evidence", "spec", "problems", "experiment")
+_ALL = ("energies", "targets", "kernels", "stack", "chain", "objectives", "evidence", "spec", "experiment")
 #: The modules whose code can change a result of each experiment.
-CODE = {"toy": _ALL, "mnist": (*_ALL, "data", "vae")}
+CODE = {"toy": (*_ALL, "flows", "toys", "watch", "judge"), "mnist": (*_ALL, "schedules", "problems", "data", "vae")}
 
 
 def root() -> Path:
@@ -103,7 +104,7 @@ def key(spec: Spec, device: str = "cpu") -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The folder of one run: result.json (written last), weights.pt, and checkpoint.pt while it is under way."""
+    """The folder of one run: weights.pt and, written last, result.json; checkpoint.pt on the way; or failed.json."""
 
     path: Path
 
@@ -111,6 +112,12 @@ class Folder:
     def of(cls, spec: Spec, device: str = "cpu") -> Folder:
         """The folder of that spec in the store."""
         return cls(root() / f"{spec.label}-{key(spec, device)}")
+
+    @classmethod
+    def of_stack(cls, folders: Sequence[Folder]) -> Folder:
+        """Where runs that are trained side by side keep their common checkpoint."""
+        names = "\n".join(folder.path.name for folder in folders)
+        return cls(root() / f"stack-{hashlib.sha256(names.encode()).hexdigest()[:16]}")
 
     def lock(self) -> FileLock:
         """A lock that one process holds while it trains; given up when that process dies."""
@@ -125,10 +132,30 @@ class Folder:
             return None
         return found if (self.path / "weights.pt").exists() else None
 
+    def is_whole(self) -> bool:
+        """Whether there is a result with weights that can be read."""
+        return self.result() is not None and self.load("weights.pt") is not None
+
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json: from now on the run is done."""
         replace_file(self.path / "result.json", json.dumps(result, indent=1).encode())
+
+    def failure(self) -> str | None:
+        """Why the run failed, or None where it did not."""
+        try:
+            return str(json.loads((self.path / "failed.json").read_text(encoding="utf-8"))["error"])
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def write_failure(self, error: str) -> None:
+        """Keep the run as failed; deleting its folder lets it be tried again."""
+        replace_file(self.path / "failed.json", json.dumps({"error": error}, indent=1).encode())
+
+    def forget_checkpoint(self) -> None:
+        """Delete the checkpoint, and the folder where it held nothing else."""
         (self.path / "checkpoint.pt").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def save(self, name: str, tensors: Any) -> None:
         """Save nested dicts and lists of tensors and plain values under that name."""

@@ -9,13 +9,16 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from annealed_core.experiment import Run, find, progress, run
+from annealed_core.experiment import Run, find, progress, run, stack_key, train
 from annealed_core.spec import Spec
 from annealed_core.store import key, root
 from annealed_core.system import cores, die_with_parent
+
+LARGEST_STACK, SMALLEST_STACK = 32, 8
 
 
 @contextmanager
@@ -41,10 +44,33 @@ def one_core() -> Iterator[None]:
         time.sleep(0.05)
 
 
-def _train(spec: Spec, device: str) -> None:
+def _train(specs: Sequence[Spec], device: str) -> None:
     os.environ["ANNEALED_PROGRESS"] = "0"
     with one_core():
-        run(spec, device)
+        train(specs, device)
+
+
+def _identity(spec: Spec) -> Any:
+    return spec.target if isinstance(spec.target, str) else id(spec.target)
+
+
+def stacks(specs: Sequence[Spec], processes: int) -> list[list[Spec]]:
+    """The specs in groups to be trained side by side: as few as keep all processes busy, of 32 models at the most.
+
+    Beyond some ten models a larger stack is no faster.
+    """
+    alike: dict[Any, list[Spec]] = {}
+    for spec in specs:
+        shared = stack_key(spec)
+        alike.setdefault(spec if shared is None else shared, []).append(spec)
+    groups = []
+    for members in alike.values():
+        targets = list({_identity(spec): None for spec in members})  # in the order of their first
+        members = sorted(members, key=lambda spec: targets.index(_identity(spec)))  # equal ones side by side
+        number = max(-(-len(members) // LARGEST_STACK), min(processes, len(members) // SMALLEST_STACK), 1)
+        size = -(-len(members) // number)
+        groups += [members[start : start + size] for start in range(0, len(members), size)]
+    return groups
 
 
 def _travels(spec: Spec) -> bool:
@@ -67,22 +93,28 @@ def sweep(specs: Sequence[Spec], processes: int | None = None, device: str = "cp
 
     Raises the first error of a run, once the others that had begun are done.
     """
+    processes = processes or cores()
     distinct = {key(spec, device): spec for spec in specs}
-    missing = [spec for spec in distinct.values() if not find(spec, device)]
-    abroad = [spec for spec in missing if _travels(spec)]
-    workers = min(processes or cores(), len(abroad))
+    # Grouped before it is asked what the store has: so a sweep that is gone on with trains the stacks it had begun.
+    groups = [
+        group for group in stacks(list(distinct.values()), processes) if not all(find(spec, device) for spec in group)
+    ]
+    abroad = [group for group in groups if all(_travels(spec) for spec in group)]
+    workers = min(processes, len(abroad))
     if workers > 1:
         context = multiprocessing.get_context("spawn")
         with (
             ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool,
-            progress(len(abroad), "runs") as bar,
+            progress(sum(map(len, abroad)), "runs") as bar,
         ):
-            futures = [pool.submit(_train, spec, device) for spec in abroad]
+            futures = {pool.submit(_train, group, device): group for group in abroad}
             try:
                 for future in as_completed(futures):
                     future.result()
-                    bar.update()
+                    bar.update(len(futures[future]))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+    for group in groups:  # what can't travel, or would have the one worker to itself
+        train(group, device)
     return [run(spec, device) for spec in specs]

@@ -1,24 +1,35 @@
 """Targets: unnormalised densities, weighed in nats.
 
-A target is any object with `log_prob(z)` and `dim`. This module has the six two-dimensional energies of the report
-(A-F), two mixtures that other papers use, and the geometric path that leads from a base density to a target. Energies
-as in the earlier report's repository (github.com/alexey-pronkin/annealed), in the version that normalises; exact or
-tabulated log Z beside each.
+A target is any object with `log_prob(z)` and `dim`. This module has the geometric path that leads from a base density
+to a target, and the check of a user's own; `energies` has the named ones.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+import itertools
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+
+from annealed_core.energies import ENERGIES, MANY_WELL_RIGHT, Energy, GaussianMixture, find
+
+__all__ = [
+    "ENERGIES",
+    "MANY_WELL_RIGHT",
+    "Energy",
+    "GaussianMixture",
+    "GeometricPath",
+    "Target",
+    "check_alphas",
+    "check_target",
+    "find",
+    "geometric_alphas",
+    "linear_alphas",
+]
 
 
-@runtime_checkable
 class Target(Protocol):
     """What a chain is weighed against: an unnormalised density f over R^dim."""
 
@@ -29,151 +40,11 @@ class Target(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Energy:
-    """A named target with what is known about it.
-
-    Attributes:
-        name: the name under which `ENERGIES` has it.
-        log_density: z (*batch, dim) -> log f(z) (*batch,), in nats.
-        dim: number of dimensions.
-        log_normalizer: log of the integral of f in nats where it is known in closed form, else None.
-        modes: None, or (centres (M, dim), masses (M,)) where the modes and their shares of the mass are known.
-        box: half-width of the square in which samples are counted and drawn; it holds all but about 0.1 % of the mass.
-        support: half-width of the square over which densities are integrated.
-        base_scale: standard deviation of the base density N(0, base_scale^2 I) that chains start from.
-    """
-
-    name: str
-    log_density: Callable[[Tensor], Tensor]
-    dim: int = 2
-    log_normalizer: float | None = None
-    modes: tuple[Tensor, Tensor] | None = None
-    box: float = 4.0
-    support: float = 12.0
-    base_scale: float = 1.0
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log f(z) in nats; z: (*batch, dim) -> (*batch,)."""
-        return self.log_density(z)
-
-    __call__ = log_prob
-
-
-def _gauss(x: Tensor, scale: float) -> Tensor:
-    """Logarithm of a Gaussian bump of height 1."""
-    return -0.5 * (x / scale) ** 2
-
-
-def _lse(*terms: Tensor) -> Tensor:
-    return torch.logsumexp(torch.stack(terms), 0)
-
-
-# vector_norm has gradient 0 at the origin, where the square root of a sum would give NaN.
-def _energy_a(z: Tensor) -> Tensor:
-    z1 = z[..., 0]
-    return _gauss(torch.linalg.vector_norm(z, dim=-1) - 2, 0.4) + _lse(_gauss(z1 - 2, 0.6), _gauss(z1 + 2, 0.6))
-
-
-def _energy_b(z: Tensor) -> Tensor:
-    z1, z2 = z[..., 0], z[..., 1]
-    ring = _gauss(torch.linalg.vector_norm(z / 2, dim=-1) - 2, 0.5)
-    return ring + _lse(_gauss(z1 - 2, 0.6), _gauss(2 * torch.sin(z1), 1.0), _gauss(z1 + z2 + 2.5, 0.6))
-
-
-def _energy_c(z: Tensor) -> Tensor:
-    return -((2 - torch.linalg.vector_norm(z * z.new_tensor([1.0, math.sqrt(0.5)]), dim=-1)) ** 2)
-
-
-def _wave(z: Tensor) -> Tensor:
-    return torch.sin(0.5 * math.pi * z[..., 0])
-
-
-def _energy_e(z: Tensor) -> Tensor:
-    return _gauss(z[..., 1] - _wave(z), 0.4) - 0.1 * z[..., 0] ** 2
-
-
-def _energy_f(z: Tensor) -> Tensor:
-    z1, offset = z[..., 0], z[..., 1] - _wave(z)
-    bump = 3 * torch.exp(_gauss(z1 - 2, 1.0))
-    return _lse(_gauss(offset, 0.35), _gauss(offset + bump, 0.35)) - 0.05 * z1**2
-
-
-@dataclass(frozen=True)
-class GaussianMixture:
-    """Sum of isotropic Gaussians, log f(z) = log sum_m weights_m N(z; centres_m, variance I).
-
-    `weights` (M,) need not sum to one: f then integrates to their sum. centres: (M, dim).
-    """
-
-    centres: Tensor
-    weights: Tensor
-    variance: float
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """Log f(z) in nats; z: (*batch, dim) -> (*batch,)."""
-        dim = self.centres.shape[-1]
-        distance = (z.unsqueeze(-2) - self.centres.to(z)).square().sum(-1)
-        log_height = self.weights.to(z).log() - 0.5 * dim * math.log(2 * math.pi * self.variance)
-        return torch.logsumexp(log_height - 0.5 * distance / self.variance, -1)
-
-
-def _mixture(name: str, centres: Tensor, weights: Tensor, variance: float, **known: Any) -> Energy:
-    total = float(weights.sum())
-    return Energy(
-        name,
-        GaussianMixture(centres, weights, variance),
-        dim=centres.shape[-1],
-        log_normalizer=math.log(total),
-        modes=(centres, weights / total),
-        **known,
-    )
-
-
-def _energy_d() -> Energy:
-    centres = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
-    return _mixture("D", centres, torch.tensor([0.1, 0.3, 0.4, 0.2]), 0.2)
-
-
-def _ring8() -> Energy:
-    """Eight Gaussians on a circle of radius 10 (NVI, arXiv 2106.11302): unnormalised, log Z = log 8."""
-    angle = torch.arange(8) * (math.pi / 4)
-    centres = 10 * torch.stack([angle.cos(), angle.sin()], -1)
-    return _mixture("ring8", centres, torch.ones(8), 0.5, box=14.0, support=18.0, base_scale=5.0)
-
-
-def _gmm40() -> Energy:
-    """Forty Gaussians with centres uniform on [-40, 40]^2, standard deviation softplus(1) (FAB, arXiv 2208.01893)."""
-    uniform = torch.rand((40, 2), generator=torch.Generator().manual_seed(0))
-    scale = float(softplus(torch.tensor(1.0, dtype=torch.float64)))
-    return _mixture(
-        "gmm40", (uniform - 0.5) * 80, torch.full((40,), 1 / 40), scale**2, box=46.0, support=52.0, base_scale=20.0
-    )
-
-
-def _two_ends() -> tuple[Tensor, Tensor]:
-    """Energy A is even in z1: its two modes have equal mass."""
-    return torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.5, 0.5])
-
-
-ENERGIES: dict[str, Energy] = {
-    energy.name: energy
-    for energy in (
-        Energy("A", _energy_a, modes=_two_ends(), box=4.0),
-        Energy("B", _energy_b, box=7.0),
-        Energy("C", _energy_c, box=7.0),
-        _energy_d(),
-        Energy("E", _energy_e, box=8.0),
-        Energy("F", _energy_f, box=11.0),
-        _ring8(),
-        _gmm40(),
-    )
-}
-
-
-def check_target(target: Any, device: str = "cpu") -> None:
+def check_target(target: Any, device: str = "cpu", differentiable: bool = False) -> None:
     """Refuse a target whose `log_prob` fails, has the wrong shape, or is NaN or +inf at eight points around 0.
 
+    Nothing is known of it elsewhere. With `differentiable`, what training needs, it must also have a finite gradient
+    with respect to z at these points.
     Raises ValueError with one line that names the target and what is wrong.
     """
     name = getattr(target, "name", type(target).__name__)
@@ -187,22 +58,53 @@ def check_target(target: Any, device: str = "cpu") -> None:
     shape = tuple(getattr(values, "shape", ()))
     if shape != (8,):
         raise ValueError(f"target {name}: log_prob of z (8, {target.dim}) must have shape (8,), got {shape}")
-    wrong = values.isnan() | (values == torch.inf)
+    _refuse_points(values.isnan() | (values == torch.inf), values, z, f"target {name}: log_prob")
+    if differentiable:
+        gradient = _gradient(target, z)
+        if gradient is None:
+            advice = "compute it with torch operations on z, without detach() or numpy"
+            raise ValueError(f"target {name}: log_prob has no gradient with respect to z: {advice}")
+        _refuse_points(~gradient.isfinite().all(-1), gradient.sum(-1), z, f"target {name}: the gradient of log_prob")
+
+
+def _refuse_points(wrong: Tensor, values: Tensor, z: Tensor, what: str) -> None:
     if wrong.any():
         where = ", ".join(f"{x:.2g}" for x in z[wrong][0].tolist())
-        raise ValueError(f"target {name}: log_prob is {float(values[wrong][0])} at z = ({where})")
+        raise ValueError(f"{what} is {float(values[wrong][0])} at z = ({where})")
 
 
-def find(name: str) -> Energy:
-    """The energy of that name; ValueError with the known names if there is none."""
-    if name not in ENERGIES:
-        raise ValueError(f"unknown target {name!r}: choose one of {', '.join(ENERGIES)}")
-    return ENERGIES[name]
+def _gradient(target: Any, z: Tensor) -> Tensor | None:
+    """The gradient of log f at z (n, dim), or None where autograd finds no way to z."""
+    z = z.requires_grad_()
+    try:
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(target.log_prob(z).sum(), z, allow_unused=True)
+    except Exception:  # without a gradient it worked: such as numpy(), which refuses a z that needs one
+        return None
+    return gradient
 
 
 def linear_alphas(n_transitions: int) -> Tensor:
     """The path's exponents 0 = alpha_0 < ... < alpha_T = 1, equally spaced: (T + 1,)."""
     return torch.linspace(0, 1, n_transitions + 1)
+
+
+def geometric_alphas(n_transitions: int, first: float = 0.01) -> Tensor:
+    """The path's exponents 0, then geometrically spaced from `first` to exactly 1: (T + 1,); 0 and 1 where T = 1.
+
+    The steps are short where the path leaves the base. Raises ValueError for a `first` outside (0, 1).
+    """
+    if not 0 < first < 1:
+        raise ValueError(f"first must lie in (0, 1), got {first}")
+    return torch.cat([torch.zeros(1), first ** torch.linspace(0, 1, n_transitions).flip(0)])
+
+
+def check_alphas(alphas: Tensor) -> None:
+    """Refuse exponents (T + 1,), or (T + 1, M) for M paths, that do not rise from 0 to 1 with ValueError."""
+    for path in alphas.detach().reshape(len(alphas), -1).T.tolist():  # plain numbers: this is called at every step
+        rises = all(a < b for a, b in itertools.pairwise(path))
+        if len(path) < 2 or path[0] != 0 or path[-1] != 1 or not rises:
+            raise ValueError(f"alphas must rise from 0 to 1, got {path}")
 
 
 class GeometricPath:
@@ -213,15 +115,14 @@ class GeometricPath:
         target: f_T.
         alphas: (T + 1,), rising from exactly 0 to exactly 1.
 
-    `path[t]` is the target f_t; `len(path)` is T + 1. Raises ValueError where the alphas do not rise from 0 to 1.
+    `path[t]` is the target f_t, whose `support` holds a Gaussian base's mass too; `len(path)` is T + 1. Raises
+    ValueError where the alphas do not rise from 0 to 1.
     """
 
     def __init__(self, base: Any, target: Any, alphas: Tensor | Sequence[float]) -> None:
         self.base, self.target = base, target
         self.alphas = torch.as_tensor(alphas, dtype=torch.get_default_dtype())
-        valid = self.alphas.ndim == 1 and len(self.alphas) >= 2 and self.alphas[0] == 0 and self.alphas[-1] == 1
-        if not (valid and bool((self.alphas.diff() > 0).all())):
-            raise ValueError(f"alphas must rise from 0 to 1, got {self.alphas.tolist()}")
+        check_alphas(self.alphas)
         self.dim = target.dim
 
     def __len__(self) -> int:
@@ -234,6 +135,8 @@ class GeometricPath:
             return alpha * self.target.log_prob(z) + (1 - alpha) * self.base.log_prob(z)
 
         support = getattr(self.target, "support", 12.0)
+        if alpha < 1 and hasattr(self.base, "loc") and hasattr(self.base, "scale"):
+            support = max(support, float((self.base.loc.abs() + 5 * self.base.scale).max()))
         return Energy(
             f"f_{step % len(self)}", log_density, dim=self.dim, box=getattr(self.target, "box", 4.0), support=support
         )

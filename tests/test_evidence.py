@@ -8,8 +8,8 @@ import torch
 
 from annealed_core import evidence
 from annealed_core.chain import Chain
-from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair
-from annealed_core.targets import ENERGIES, Energy
+from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair, Metropolis
+from annealed_core.targets import ENERGIES, Energy, GeometricPath, linear_alphas
 
 
 def gaussian(scale=1.0, shift=0.0, **known):
@@ -197,3 +197,218 @@ def test_importance_sampling_estimates_the_normalizer_whatever_the_chunk(chunk):
     chain = Chain(DiagonalGaussian.isotropic(2, 3.0))
     estimate, error = evidence.log_mean_weight(evidence.importance_sampling(chain, ENERGIES["A"], 20_000, chunk))
     assert error < 0.05 and abs(estimate - 1.8775) < 5 * error
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_a_single_weight_has_no_standard_error_and_no_warning(batch):
+    estimate, error = evidence.log_mean_weight(torch.full((1, *batch), 2.0))
+    assert (estimate == 2).all() and error.shape == batch and error.isnan().all()
+
+
+@pytest.mark.parametrize("k", [-0.3, 0.1, 0.5, 0.7, 1.5])
+def test_pareto_k_finds_the_shape_of_generalized_pareto_weights(k):
+    torch.manual_seed(0)
+    n, tail = 10_000, 300
+    weights = torch.expm1(-k * torch.rand(n, 200, dtype=torch.float64).log()) / k
+    expected = (tail * k + 5) / (tail + 10)  # with the prior of PSIS
+    found = evidence.pareto_k((1 + weights).log())
+    assert float(found.mean()) == pytest.approx(expected, abs=0.02)
+    assert float(found.std()) == pytest.approx((1 + k) / tail**0.5, rel=0.25)  # that of the best estimator
+
+
+# What the PSIS of ArviZ 0.23 gives.
+@pytest.mark.parametrize("scale, known", [(0.5, 0.1221473), (1.0, 0.3078599), (2.0, 0.6904279), (4.0, 1.4849119)])
+def test_pareto_k_is_that_of_psis(scale, known):
+    quantiles = torch.special.ndtri((torch.arange(500, dtype=torch.float64) + 0.5) / 500)
+    assert float(evidence.pareto_k(scale * quantiles)) == pytest.approx(known, abs=1e-6)
+
+
+@pytest.mark.parametrize("shift", [-5000.0, 5000.0])
+def test_pareto_k_is_the_same_for_scaled_and_shuffled_weights_and_for_each_of_a_batch(shift):
+    torch.manual_seed(0)
+    log_weights = torch.randn(400, 2, 3, dtype=torch.float64)
+    k = evidence.pareto_k(log_weights)
+    assert k.shape == (2, 3)
+    torch.testing.assert_close(evidence.pareto_k(log_weights[torch.randperm(400)] + shift), k)
+    torch.testing.assert_close(evidence.pareto_k(log_weights[:, 1, 2]), k[1, 2])
+
+
+@pytest.mark.filterwarnings("error")
+def test_pareto_k_of_level_weights_is_minus_infinity_and_of_few_is_unknown():
+    for level in (0.0, 900.0, -math.inf):
+        assert evidence.pareto_k(torch.full((100,), level)) == -math.inf
+    tail = torch.cat([torch.full((900,), -3.0), torch.zeros(100)])  # the whole tail is at the highest weight
+    assert evidence.pareto_k(tail) == -math.inf
+    assert evidence.pareto_k(torch.zeros(20, 2)).isnan().all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_pareto_k_takes_weights_with_zeros_ties_and_giants():
+    torch.manual_seed(0)
+    log_weights = torch.randn(1000)
+    spread = torch.stack(
+        [
+            torch.where(torch.rand(1000) < 0.5, -math.inf, log_weights),
+            torch.where(torch.rand(1000) < 0.95, 0.0, log_weights),
+            torch.where(torch.arange(1000) > 3, -math.inf, log_weights),
+            1000 * log_weights,
+            torch.where(torch.arange(1000) == 7, 800.0, log_weights),
+        ],
+        1,
+    )
+    k = evidence.pareto_k(spread)
+    assert k[:2].isfinite().all() and k[3] > 20 and (k[[2, 4]] == math.inf).all()
+    assert evidence.pareto_k(torch.where(torch.arange(1000) == 7, math.nan, log_weights)).isnan()
+    assert evidence.pareto_k(torch.where(torch.arange(1000) == 7, math.inf, log_weights)) == math.inf
+
+
+@pytest.mark.parametrize("n", [20_000, 200_000])
+def test_grid_divergences_of_exact_samples_are_about_the_number_of_cells_over_twice_the_samples(n):
+    z = samples_of_d(n)
+    occupied = len(((z / 4 + 1) * 12).floor().unique(dim=0))
+    reverse, forward = evidence.grid_divergences(z, ENERGIES["D"])
+    assert 0.5 * occupied < 2 * n * reverse < 1.5 * occupied
+    assert 0.5 * 24**2 < 2 * n * forward < 1.5 * 24**2
+
+
+def test_a_lost_mode_shows_in_the_divergence_of_the_target_from_the_samples():
+    z = samples_of_d(50_000)
+    kept = z[z[:, 0] > -1]  # without the mode of mass 0.1: log(1 / 0.9) in the other direction
+    reverse, forward = evidence.grid_divergences(kept, ENERGIES["D"])
+    assert reverse == pytest.approx(-math.log(0.9), abs=0.01)
+    assert 0.3 < forward < 0.1 * math.log(50_000)
+
+
+def test_samples_where_there_is_no_mass_show_in_the_divergence_of_the_samples_from_the_target():
+    z = samples_of_d(50_000)
+    strewn = torch.cat([z, torch.rand(5000, 2) * 8 - 4])
+    reverse, forward = evidence.grid_divergences(strewn, ENERGIES["D"])
+    assert reverse > 4 * forward
+    away, _ = evidence.grid_divergences(torch.full((100, 2), math.nan), ENERGIES["D"])
+    assert 10 < away <= -math.log(1e-16)
+
+
+def test_grid_divergences_are_those_of_the_shares_by_hand():
+    z = torch.tensor([[0.5, 0.5], [0.5, -0.5], [0.5, -0.5], [3.0, 0.0]])
+    truth = evidence.cell_masses(gaussian(), 1.0, bins=2).flatten()
+    truth = torch.cat([truth, 1 - truth.sum(0, True)])
+    drawn = torch.tensor([0, 0, 2, 1, 1], dtype=torch.float64)  # left, left, right below, right above, outside
+    reverse, forward = evidence.grid_divergences(z, gaussian(), half_width=1.0, bins=2)
+    smooth = (drawn + 0.5) / 6.5
+    assert forward == pytest.approx(float((truth * (truth / smooth).log()).sum()))
+    q, p = drawn[2:] / 4, truth[2:]
+    assert reverse == pytest.approx(float((q * (q / p).log()).sum()))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_grid_divergences_are_not_negative(seed):
+    torch.manual_seed(seed)
+    z = samples_of_d(30, seed) if seed % 2 else 3 * torch.randn(500, 2)
+    assert min(evidence.grid_divergences(z, ENERGIES["D"])) >= 0
+
+
+def test_the_jackknifes_standard_error_of_a_mean_is_the_usual_one():
+    torch.manual_seed(0)
+    z = torch.randn(4000, 3, dtype=torch.float64) * torch.tensor([1.0, 2.0, 5.0])
+    usual = z.std(0) / len(z) ** 0.5
+    torch.testing.assert_close(evidence.standard_error(lambda z: z.mean(0), z, blocks=4000), usual)
+    by_block = evidence.standard_error(lambda z: z.mean(0), z, blocks=200)
+    assert by_block.shape == (3,)
+    torch.testing.assert_close(by_block, usual, rtol=0.2, atol=0)
+
+
+def test_the_jackknife_leaves_out_weights_with_their_samples():
+    torch.manual_seed(0)
+    z, log_weights = torch.randn(3000, 1, dtype=torch.float64), torch.randn(3000, dtype=torch.float64)
+    ratio = lambda z, log_weights: (torch.softmax(log_weights, 0) * z[:, 0]).sum()
+    weights = torch.softmax(log_weights, 0)
+    delta = (weights * (z[:, 0] - ratio(z, log_weights))).square().sum().sqrt()
+    found = evidence.standard_error(ratio, z, log_weights, blocks=300)
+    assert float(found) == pytest.approx(float(delta), rel=0.15)
+
+
+def test_the_standard_error_of_the_total_variation_shrinks_with_the_number_of_samples_and_is_calibrated():
+    judge = lambda z: evidence.total_variation(z, ENERGIES["D"], bins=4)
+    few, many = (evidence.standard_error(judge, samples_of_d(n)) for n in (1000, 64_000))
+    assert 0 < many < few / 2
+    shifted = lambda seed: samples_of_d(1000, seed) + 0.2
+    spread = torch.tensor([judge(shifted(seed)) for seed in range(200)]).std()
+    errors = torch.stack([evidence.standard_error(judge, shifted(seed)) for seed in range(5)])
+    assert float(errors.mean()) == pytest.approx(float(spread), rel=0.3)
+
+
+@pytest.mark.parametrize("blocks", [1, 0, 11])
+def test_the_jackknife_refuses_blocks_that_do_not_fit(blocks):
+    with pytest.raises(ValueError, match=rf"^blocks must lie in \[2, 10\], the number of samples, got {blocks}$"):
+        evidence.standard_error(torch.mean, torch.randn(10, 2), blocks=blocks)
+
+
+def annealed(target, scale=3.0, n_transitions=4, trained=False):
+    base = DiagonalGaussian(torch.zeros(2, dtype=torch.float64), torch.full((2,), scale, dtype=torch.float64))
+    path = GeometricPath(base, target, linear_alphas(n_transitions))
+    if trained:
+        torch.manual_seed(3)
+        return path, Chain(base, torch.nn.ModuleList([GatedGaussianPair(2, 8) for _ in range(n_transitions)]).double())
+    return path, Chain(base, [Metropolis(path[t], 1.0, 3) for t in range(1, n_transitions + 1)])
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("name", ["A", "D"])
+def test_path_gaps_are_zero_at_first_and_never_negative(name, trained):
+    path, chain = annealed(ENERGIES[name], trained=trained)
+    torch.manual_seed(0)
+    gaps, errors = evidence.path_gaps(chain, path, 4000)
+    assert gaps.shape == errors.shape == (5,)
+    assert abs(gaps[0]) < 1e-3 and errors[0] < 1e-9
+    assert (gaps[1:] > -4 * errors[1:]).all() and (gaps[1:] > 0.01).all() and (errors[1:] > 0).all()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_last_path_gap_is_what_the_elbo_lacks(trained):
+    path, chain = annealed(ENERGIES["A"], trained=trained)
+    torch.manual_seed(0)
+    gaps, errors = evidence.path_gaps(chain, path, 500)
+    torch.manual_seed(0)
+    log_weight = chain.log_weight(ENERGIES["A"], chain.rsample(500)).detach()
+    log_z = evidence.log_normalizer_quadrature(ENERGIES["A"])
+    assert float(gaps[-1]) == pytest.approx(log_z - float(log_weight.mean()), abs=1e-4)
+    assert float(errors[-1]) == pytest.approx(float(log_weight.std()) / 500**0.5)
+
+
+def test_the_path_gaps_of_exact_kernels_are_zero():
+    same = DiagonalGaussian.isotropic(2, 3.0)
+    path, chain = annealed(Energy("7 N", lambda z: same.log_prob(z) + math.log(7)))
+    gaps, errors = evidence.path_gaps(chain, path, 100)
+    torch.testing.assert_close(gaps, torch.zeros_like(gaps), atol=1e-3, rtol=0)
+    assert (errors < 1e-6).all()
+
+
+def test_a_path_gap_is_the_divergence_of_its_gaussians():
+    base, target = gaussian(), gaussian(0.5)
+    start = DiagonalGaussian(torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64))
+    still = lambda z, context, noise: (z, torch.zeros_like(z[..., 0]))  # z_1 = z_0: the gap is KL(q_0 || f_t)
+    torch.manual_seed(0)
+    gaps, errors = evidence.path_gaps(Chain(start, [still] * 3), GeometricPath(base, target, linear_alphas(3)), 20_000)
+    precision = 1 + 3 * torch.linspace(0, 1, 4, dtype=torch.float64)
+    assert ((gaps - (precision - 1 - precision.log())).abs() <= 4 * errors + 1e-6).all()
+
+
+def test_path_gaps_take_a_target_that_is_zero_somewhere():
+    torch.manual_seed(0)
+    half = Energy("half", lambda z: torch.where(z[..., 0] > 0, gaussian().log_prob(z), -torch.inf))
+    base = DiagonalGaussian.isotropic(2)
+    move = lambda inside: lambda z, context, noise: (inside(z), torch.zeros_like(z[..., 0]))
+    path = GeometricPath(base, half, [0.0, 1.0])
+    for inside, last in [(lambda z: z, math.inf), (torch.abs, math.log(0.5))]:
+        gaps, _ = evidence.path_gaps(Chain(base, [move(inside)]), path, 200)
+        assert gaps.tolist() == pytest.approx([0, last], abs=1e-4)
+
+
+def test_path_gaps_refuse_a_path_of_another_length_or_dimension():
+    path, chain = annealed(ENERGIES["A"])
+    with pytest.raises(ValueError, match="path must have 4 targets for 3 transitions, got 5"):
+        evidence.path_gaps(Chain(chain.base, chain.kernels[:3]), path, 10)
+    with pytest.raises(ValueError, match="quadrature needs a target of dim 2, got dim 3"):
+        three = GeometricPath(chain.base, SimpleNamespace(dim=3, log_prob=chain.base.log_prob), [0.0, 1.0])
+        evidence.path_gaps(chain, three, 10)

@@ -13,7 +13,7 @@ from annealed_core.targets import ENERGIES, linear_alphas
 from annealed_core.vae import VAE
 
 T = 3
-every_energy = pytest.mark.parametrize("name", ENERGIES)
+every_energy = pytest.mark.parametrize("name", [name for name, target in ENERGIES.items() if target.dim == 2])
 every_beta = pytest.mark.parametrize("beta", [1.0, 0.3, 0.0])
 every_start = pytest.mark.parametrize("near_identity", [False, True])
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from annealed_core.spec import DEFAULTS, FIELDS, METHODS, Spec, check_parameter
 
-ENERGIES = "A, B, C, D, E, F, ring8, gmm40"
+TOY_METHODS = "elbo, alpha, iwae, avo, calibrated, mixture"
+ENERGIES = "A, B, C, D, E, F, ring8, gmm40, funnel, many_well"
 every_method = pytest.mark.parametrize(("experiment", "method"), [(e, m) for e, ms in METHODS.items() for m in ms])
 WHOLE = ["n_transitions", "hidden", "steps", "epochs", "batch", "samples", "latents", "width", "seed"]
 WHOLE += ["train_images", "nll_samples", "nll_images"]
@@ -36,7 +37,10 @@ def make(**fields):
 BAD = [
     ({"experiment": "cifar"}, "unknown experiment 'cifar': experiment takes one of toy, mnist"),
     ({"experiment": None}, "impossible experiment None: experiment takes one of toy, mnist"),
-    ({"experiment": "toy", "method": "vae"}, "unknown method 'vae': for 'toy' choose one of elbo, avo"),
+    (
+        {"experiment": "toy", "method": "vae"},
+        f"unknown method 'vae': for 'toy' choose one of {TOY_METHODS}",
+    ),
     ({"experiment": "mnist", "method": "elbo"}, "unknown method 'elbo': for 'mnist' choose one of vae, hvi, avo"),
     ({"experiment": "mnist", "method": None}, "unknown method None: for 'mnist' choose one of vae, hvi, avo"),
     ({"target": "G"}, f"unknown target 'G': target takes one of {ENERGIES}, or an object with log_prob and dim"),
@@ -117,6 +121,50 @@ def test_a_constant_schedule_takes_no_parameters(field):
         Spec(experiment="mnist", method="vae", schedule="constant", **{field: 0.5})
 
 
+#: What only some methods or kernels use.
+FLOWS, PATH, MIXED, ALPHA, IWAE = (
+    {"bins"},
+    {"path", "elbo_steps"},
+    {"avo_weight"},
+    {"warmup", "beta0"},
+    {"iwae_samples"},
+)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "unused"),
+    [
+        ("residual", {"bins"}),
+        ("planar", {"bins", "hidden", "initialisation"}),
+        ("householder", {"bins", "hidden", "initialisation"}),
+        ("iaf", {"bins", "initialisation"}),
+        ("spline", {"initialisation"}),
+    ],
+)
+def test_a_kernel_takes_its_own_fields_alone(kernel, unused):
+    given_ = Spec(experiment="toy", method="calibrated", kernel=kernel).fields()
+    assert DEFAULTS["toy"].keys() - given_.keys() == unused | ALPHA | IWAE
+    for field in unused:
+        with pytest.raises(ValueError, match=f"^{field} does not apply to method 'avo' with kernel '{kernel}' of"):
+            Spec(experiment="toy", method="avo", kernel=kernel, **{field: 1})
+
+
+def test_what_contradicts_other_fields_is_refused():
+    with pytest.raises(ValueError, match=r"^impossible elbo_steps 11: there are 10 steps in all"):
+        Spec(experiment="toy", method="avo", steps=10, elbo_steps=11)
+    with pytest.raises(ValueError, match=r"^impossible iwae_samples 8: batch 12 is not made of whole groups"):
+        Spec(experiment="toy", method="iwae", batch=12)
+    with pytest.raises(ValueError, match=r"^impossible n_transitions 0: method 'mixture' takes at least 1"):
+        Spec(experiment="toy", method="mixture", n_transitions=0)
+
+
+def test_get_gives_what_applies_and_says_what_does_not():
+    spec = Spec(experiment="toy", method="elbo", hidden=7)
+    assert spec.get("hidden") == 7
+    with pytest.raises(AttributeError, match="bins does not apply to toy-D-elbo-s0"):
+        spec.get("bins")
+
+
 @every_method
 def test_fields_that_are_not_given_have_the_defaults_of_the_experiment(experiment, method):
     spec = Spec(experiment=experiment, method=method)
@@ -127,8 +175,12 @@ def test_fields_that_are_not_given_have_the_defaults_of_the_experiment(experimen
     assert (
         unused
         == {
-            ("toy", "elbo"): set(),
-            ("toy", "avo"): set(),
+            ("toy", "elbo"): FLOWS | PATH | MIXED | ALPHA | IWAE,
+            ("toy", "alpha"): FLOWS | PATH | MIXED | IWAE,
+            ("toy", "iwae"): FLOWS | PATH | MIXED | ALPHA,
+            ("toy", "avo"): FLOWS | MIXED | ALPHA | IWAE,
+            ("toy", "calibrated"): FLOWS | ALPHA | IWAE,
+            ("toy", "mixture"): FLOWS | ALPHA | IWAE,
             ("mnist", "vae"): {"n_transitions", "hidden", "initialisation", "avo_weight"},
             ("mnist", "hvi"): {"avo_weight"},
             ("mnist", "avo"): set(),
@@ -254,7 +306,11 @@ def test_check_parameter_takes_what_is_possible(name, value):
         ("seeds", [], "seeds must be a list of at least one value, got []"),
         ("seeds", 3, "seeds must be a list of at least one value, got 3"),
         ("methods", "avo", "methods must be a list of at least one value, got 'avo'"),
-        ("methods", ["avo", "flow"], "unknown method 'flow': method takes one of elbo, avo, vae, hvi"),
+        (
+            "methods",
+            ["avo", "flow"],
+            f"unknown method 'flow': method takes one of {TOY_METHODS}, vae, hvi",
+        ),
         ("schedules", ["cosine"], "unknown schedule 'cosine': schedule takes one of constant, linear, geometric"),
     ],
 )

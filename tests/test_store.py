@@ -62,10 +62,10 @@ def test_code_version_ignores_comments_blank_lines_and_docstrings(package):
 @pytest.mark.parametrize(
     ("module", "old", "new"),
     [
-        ("objectives", "1 - alpha[1:]", "2 - alpha[1:]"),
+        ("objectives", "(1 - alpha) * beta", "(2 - alpha) * beta"),
         ("kernels", "= -4.0", "= -3.0"),
-        ("targets", "_energy_a, modes=_two_ends(), box=4.0", "_energy_a, modes=_two_ends(), box=5.0"),
-        ("problems", "max(1, min(self.steps, 250))", "max(1, min(self.steps, 251))"),
+        ("energies", "_energy_a, modes=_two_ends(), box=4.0", "_energy_a, modes=_two_ends(), box=5.0"),
+        ("toys", "min(self.steps, 250)", "min(self.steps, 251)"),
         ("experiment", "0.999", "0.99"),
         ("spec", '"steps": 3000', '"steps": 3001'),
     ],
@@ -93,7 +93,8 @@ def test_code_version_covers_every_module_that_training_imports():
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("annealed_core"):
                     imported |= {node.module.removeprefix("annealed_core").strip(".")} - {""}
                     imported |= {a.name for a in node.names if node.module == "annealed_core"}
-        unseen = imported - set(modules) - {"store"} - ({"data", "vae"} if experiment == "toy" else set())
+        others = {"toy": {"problems", "schedules", "data", "vae"}, "mnist": {"toys"}}[experiment]
+        unseen = imported - set(modules) - {"store"} - others
         assert not unseen
 
 
@@ -287,12 +288,29 @@ def test_weights_that_would_execute_code_are_refused(tmp_path, save):
     assert trace.exists(), "the object must be one that would have executed something"
 
 
-def test_writing_the_result_ends_the_run(tmp_path):
+def test_a_finished_run_keeps_its_result_and_weights_alone(tmp_path):
     folder = Folder(tmp_path)
     folder.save("checkpoint.pt", {})
     folder.save("weights.pt", {})
     folder.write_result({"metrics": {"elbo": -1.0}})
-    assert folder.result() == {"metrics": {"elbo": -1.0}} and not (tmp_path / "checkpoint.pt").exists()
+    assert folder.result() == {"metrics": {"elbo": -1.0}}
+    folder.forget_checkpoint()
+    assert {path.name for path in tmp_path.iterdir()} == {"result.json", "weights.pt"}
+
+
+def test_a_common_checkpoint_leaves_no_folder_behind(store):
+    folder = Folder.of_stack([Folder.of(TOY), Folder.of(TOY.replace(seed=1))])
+    assert folder != Folder.of_stack([Folder.of(TOY), Folder.of(TOY.replace(seed=2))])
+    folder.save("checkpoint.pt", {})
+    folder.forget_checkpoint()
+    assert not folder.path.exists()
+
+
+def test_a_failure_is_no_result(tmp_path):
+    folder = Folder(tmp_path)
+    assert folder.failure() is None
+    folder.write_failure("log_prob is nan")
+    assert folder.failure() == "log_prob is nan" and folder.result() is None
 
 
 def test_a_folder_is_named_by_what_was_run(store):

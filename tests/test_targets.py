@@ -1,35 +1,45 @@
-"""Targets: the energies against their tabulated integrals, symmetries and modes; the geometric path's ends."""
+"""Targets: the energies against their known integrals, symmetries and modes; the geometric path and its ends."""
 
 import math
 import re
 
 import pytest
 import torch
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, Normal
 
-from annealed_core import evidence, targets
+from annealed_core import evidence
 from annealed_core.kernels import DiagonalGaussian
-from annealed_core.targets import ENERGIES, GeometricPath, find, linear_alphas
+from annealed_core.targets import (
+    ENERGIES,
+    MANY_WELL_RIGHT,
+    GeometricPath,
+    check_target,
+    find,
+    geometric_alphas,
+    linear_alphas,
+)
 
 LOG_Z = {"A": 1.8775, "B": 3.8146, "C": 3.4502, "D": 0.0, "E": 1.7263, "F": 2.6324, "ring8": math.log(8), "gmm40": 0.0}
+DIMENSIONS = dict.fromkeys(LOG_Z, 2) | {"funnel": 10, "many_well": 32}
 every_energy = pytest.mark.parametrize("name", ENERGIES)
+every_energy_of_the_plane = pytest.mark.parametrize("name", LOG_Z)
 
 
 def points(energy, n=512, dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
-    return (2 * torch.rand((n, 2), generator=generator, dtype=dtype) - 1) * energy.box
+    return (2 * torch.rand((n, energy.dim), generator=generator, dtype=dtype) - 1) * energy.box
 
 
-def test_the_energies_are_those_of_the_report_and_two_mixtures():
-    assert list(ENERGIES) == list(LOG_Z)
-    assert all(energy.name == name and energy.dim == 2 for name, energy in ENERGIES.items())
+def test_the_energies_are_those_of_the_report_and_four_of_other_papers():
+    assert {name: energy.dim for name, energy in ENERGIES.items()} == DIMENSIONS
+    assert all(energy.name == name for name, energy in ENERGIES.items())
 
 
-@every_energy
+@every_energy_of_the_plane
 def test_quadrature_gives_the_known_log_normalizer(name):
     points = 400 if name == "gmm40" else 1200  # forty components over a wide square: seconds with the default
     found, stated = evidence.log_normalizer_quadrature(ENERGIES[name], points=points), ENERGIES[name].log_normalizer
-    assert found == pytest.approx(LOG_Z[name], abs=0.002)
+    assert found == pytest.approx(LOG_Z[name], abs=1e-4)  # half of the table's last digit, and the square's edge
     assert (stated is not None) == (name in ("D", "ring8", "gmm40"))
     if stated is not None:
         assert found == pytest.approx(stated, abs=1e-5)
@@ -37,7 +47,8 @@ def test_quadrature_gives_the_known_log_normalizer(name):
 
 @every_energy
 def test_gradient_is_finite_at_the_origin_and_everywhere_in_the_box(name):
-    z = torch.cat([torch.zeros(1, 2, dtype=torch.float64), points(ENERGIES[name])]).requires_grad_()
+    z = points(ENERGIES[name])
+    z = torch.cat([torch.zeros_like(z[:1]), z]).requires_grad_()
     (gradient,) = torch.autograd.grad(ENERGIES[name].log_prob(z).sum(), z)
     assert gradient.isfinite().all()
     assert gradient[1:].abs().sum(-1).gt(0).all()
@@ -87,13 +98,13 @@ def test_energy_d_is_the_mixture_of_unequal_gaussians_with_variance_a_fifth():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(), (5,), (3, 4)])
 def test_log_prob_keeps_dtype_and_batch_shape(name, dtype, shape):
-    z = points(ENERGIES[name], 12, dtype)[: math.prod(shape)].view(*shape, 2)
+    z = points(ENERGIES[name], 12, dtype)[: math.prod(shape)].view(*shape, -1)
     value = ENERGIES[name].log_prob(z)
     assert value.shape == shape and value.dtype == dtype
     torch.testing.assert_close(value.double(), ENERGIES[name](z.double()), rtol=1e-3, atol=1e-3)
 
 
-@every_energy
+@every_energy_of_the_plane
 def test_the_box_holds_999_of_1000_and_the_support_everything(name):
     energy = ENERGIES[name]
     box, support, wider = (
@@ -130,24 +141,136 @@ def test_modes_are_maxima(name):
 
 def test_find_returns_the_energy_or_names_all_there_are():
     assert find("D") is ENERGIES["D"]
-    message = "unknown target 'G': choose one of A, B, C, D, E, F, ring8, gmm40"
+    message = "unknown target 'G': choose one of A, B, C, D, E, F, ring8, gmm40, funnel, many_well"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         find("G")
 
 
-def test_energies_are_targets():
-    assert all(isinstance(energy, targets.Target) for energy in ENERGIES.values())
+def test_the_funnel_is_neals():
+    z = points(ENERGIES["funnel"])
+    first, rest = z[:, 0], z[:, 1:]
+    by_hand = Normal(0, 3).log_prob(first) + Normal(0, (first / 2).exp().unsqueeze(-1)).log_prob(rest).sum(-1)
+    torch.testing.assert_close(ENERGIES["funnel"].log_prob(z), by_hand)
+
+
+def test_the_funnel_integrates_to_one():
+    torch.manual_seed(0)
+    n, wider = 100_000, 1.1  # in every direction, so that no weight is large
+    first = 3 * wider * torch.randn(n, dtype=torch.float64)
+    scale = wider * (first / 2).exp().unsqueeze(-1)
+    rest = scale * torch.randn((n, 9), dtype=torch.float64)
+    log_drawn = Normal(0, 3 * wider).log_prob(first) + Normal(0, scale).log_prob(rest).sum(-1)
+    log_weights = ENERGIES["funnel"].log_prob(torch.cat([first.unsqueeze(-1), rest], -1)) - log_drawn
+    log_z, error = evidence.log_mean_weight(log_weights)
+    assert error < 0.002 and log_z == pytest.approx(0, abs=4 * float(error))
+
+
+def pair_of_the_many_well(points=4000, half_width=6.0):
+    """A line, log f along it in each of a pair's two coordinates, (2, points), and the length of a cell."""
+    step = 2 * half_width / points
+    line = -half_width + step * (torch.arange(points, dtype=torch.float64) + 0.5)
+    z = torch.zeros(2, points, 32, dtype=torch.float64)
+    z[0, :, 0], z[1, :, 1] = line, line
+    return line, ENERGIES["many_well"].log_prob(z), step
+
+
+def test_the_many_wells_log_normalizer_is_that_of_one_dimensional_quadrature():
+    line, (wells, widths), step = pair_of_the_many_well()
+    assert float(wells.exp().sum() * step) == pytest.approx(11784.51, abs=0.005)
+    assert float(widths.exp().sum() * step) == pytest.approx(math.sqrt(2 * math.pi))
+    pair = torch.logsumexp(wells, 0) + torch.logsumexp(widths, 0) + 2 * math.log(step)
+    assert 16 * float(pair) == pytest.approx(ENERGIES["many_well"].log_normalizer, abs=1e-6)
+    assert float(torch.softmax(wells, 0)[line > 0].sum()) == pytest.approx(MANY_WELL_RIGHT, abs=1e-6)
+
+
+def test_the_many_well_is_a_sum_over_pairs_that_do_not_act_on_each_other():
+    z = points(ENERGIES["many_well"], 16)
+    alone = [torch.where(torch.arange(32) // 2 == pair, z, 0) for pair in range(16)]
+    parts = torch.stack([ENERGIES["many_well"].log_prob(each) for each in alone])
+    torch.testing.assert_close(parts.sum(0), ENERGIES["many_well"].log_prob(z))
+    x1, x2 = z[:, 6], z[:, 7]
+    torch.testing.assert_close(parts[3], -(x1**4) + 6 * x1**2 + 0.5 * x1 - 0.5 * x2**2)
+
+
+class Custom:
+    """A user's target, of a given log f."""
+
+    dim = 3
+
+    def __init__(self, log_prob):
+        self.log_prob = log_prob
+
+
+UNFIT = [
+    (lambda z: z.sum(), "log_prob of z (8, 3) must have shape (8,), got ()"),
+    (lambda z: z.sum(-1).log(), "log_prob is nan at z = (-1, -1, -1)"),
+    (lambda z: 1 / (z * 0).sum(-1).abs(), "log_prob is inf at z = (-1, -1, -1)"),
+    (lambda z: z[:, 3], "log_prob fails for z of shape (8, 3): index 3 is out of bounds for dimension 1 with size 3"),
+]
+NO_GRADIENT = (
+    "log_prob has no gradient with respect to z: compute it with torch operations on z, without detach() or numpy"
+)
+NOT_DIFFERENTIABLE = [
+    (lambda z: -z.detach().square().sum(-1), NO_GRADIENT),
+    (lambda z: torch.from_numpy(-(z.numpy() ** 2).sum(-1)), NO_GRADIENT),
+    (lambda z: torch.tensor([-sum(x * x for x in row) for row in z.tolist()]), NO_GRADIENT),
+    (torch.no_grad()(lambda z: -z.square().sum(-1)), NO_GRADIENT),
+    (lambda z: z.detach().sum(-1) * torch.ones((), requires_grad=True), NO_GRADIENT),
+    (lambda z: (z * 0).square().sum(-1).sqrt(), "the gradient of log_prob is nan at z = (-1, -1, -1)"),
+]
+
+
+@every_energy
+def test_every_energy_passes_the_check_of_targets(name):
+    check_target(ENERGIES[name], differentiable=True)
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize(("log_prob", "message"), UNFIT)
+def test_a_target_without_finite_values_of_the_right_shape_is_refused(log_prob, message, differentiable):
+    with pytest.raises(ValueError, match=f"^{re.escape('target Custom: ' + message)}$"):
+        check_target(Custom(log_prob), differentiable=differentiable)
+
+
+@pytest.mark.parametrize(("log_prob", "message"), NOT_DIFFERENTIABLE)
+def test_a_target_without_a_finite_gradient_is_refused_where_one_is_needed(log_prob, message):
+    check_target(Custom(log_prob))
+    with pytest.raises(ValueError, match=f"^{re.escape('target Custom: ' + message)}$"):
+        check_target(Custom(log_prob), differentiable=True)
+
+
+def test_the_check_for_gradients_leaves_none_behind_and_works_without_gradients_around_it():
+    weight = torch.ones((), requires_grad=True)
+    with torch.no_grad():
+        check_target(Custom(lambda z: -weight * z.square().sum(-1)), differentiable=True)
+    assert weight.grad is None
 
 
 def test_linear_alphas_rise_from_zero_to_one():
     torch.testing.assert_close(linear_alphas(4), torch.tensor([0, 0.25, 0.5, 0.75, 1]))
 
 
+def test_geometric_alphas_rise_from_zero_by_a_constant_factor_to_exactly_one():
+    torch.testing.assert_close(geometric_alphas(3), torch.tensor([0, 0.01, 0.1, 1]))
+    for n_transitions in range(1, 33):
+        alphas = geometric_alphas(n_transitions, 0.2)
+        assert len(GeometricPath(DiagonalGaussian.isotropic(2), ENERGIES["A"], alphas)) == n_transitions + 1
+        factors = alphas[2:] / alphas[1:-1]
+        torch.testing.assert_close(factors, factors[:1].expand_as(factors))
+    assert geometric_alphas(1).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("first", [0.0, 1.0, -0.1, math.nan])
+def test_geometric_alphas_refuse_a_first_exponent_outside_zero_to_one(first):
+    with pytest.raises(ValueError, match=r"^first must lie in \(0, 1\), got"):
+        geometric_alphas(4, first)
+
+
 @every_energy
 def test_the_path_leads_from_base_to_target(name):
-    base, z = DiagonalGaussian.isotropic(2, 3.0), points(ENERGIES[name])
+    base, z = DiagonalGaussian.isotropic(ENERGIES[name].dim, 3.0), points(ENERGIES[name])
     path = GeometricPath(base, ENERGIES[name], linear_alphas(4))
-    assert len(path) == 5 and path.dim == 2
+    assert len(path) == 5 and path.dim == ENERGIES[name].dim
     first, last = base.log_prob(z), ENERGIES[name].log_prob(z)
     torch.testing.assert_close(path[0].log_prob(z), first)
     torch.testing.assert_close(path[4].log_prob(z), last)
@@ -162,3 +285,30 @@ def test_the_path_leads_from_base_to_target(name):
 def test_a_path_refuses_alphas_that_do_not_rise_from_zero_to_one(alphas):
     with pytest.raises(ValueError, match="alphas must rise from 0 to 1, got"):
         GeometricPath(DiagonalGaussian.isotropic(2), ENERGIES["A"], alphas)
+
+
+@every_energy_of_the_plane
+def test_quadrature_gives_the_log_normalizer_of_every_intermediate_target(name):
+    target, alphas = ENERGIES[name], linear_alphas(16)
+    base = DiagonalGaussian.isotropic(2, target.base_scale)
+    path = GeometricPath(base, target, alphas)
+    z, area = evidence.grid(1.5 * max(target.support, 5 * target.base_scale), 500)
+    log_target, log_base = target.log_prob(z).flatten(), base.log_prob(z).flatten()
+    for step in (0, 1, 2, 4, 8, 12, 15, 16):
+        alpha = float(alphas[step])
+        truth = float(torch.logsumexp(alpha * log_target + (1 - alpha) * log_base, 0)) + math.log(area)
+        found = evidence.log_normalizer_quadrature(path[step], points=300)
+        assert found == pytest.approx(truth, abs=5e-4), step
+    assert evidence.log_normalizer_quadrature(path[0], points=300) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.5, 20.0])
+def test_the_support_of_intermediate_targets_holds_a_shifted_and_wide_base(scale):
+    base = DiagonalGaussian(torch.tensor([30.0, -5.0]), torch.tensor([scale, 1.0]))
+    path = GeometricPath(base, ENERGIES["A"], linear_alphas(2))
+    assert evidence.log_normalizer_quadrature(path[0]) == pytest.approx(0, abs=1e-5)
+    assert path[2].support == ENERGIES["A"].support
+
+
+def test_a_path_from_a_base_that_is_no_gaussian_has_the_targets_support():
+    assert GeometricPath(ENERGIES["D"], ENERGIES["ring8"], linear_alphas(2))[1].support == ENERGIES["ring8"].support

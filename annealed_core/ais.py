@@ -1,0 +1,190 @@
+"""Annealed importance sampling (Neal 2001, arXiv physics/9803008): evidence of a target without training.
+
+    particles = ais(target, DiagonalGaussian.isotropic(2))
+    particles.log_z, particles.log_z_se
+
+Particles drawn from a base follow f_t = target^alpha_t * base^(1 - alpha_t), moved by Markov moves and weighed at each
+temperature. The temperatures are given, or as many as it takes to keep the weights even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from annealed_core.evidence import effective_sample_size, log_mean_weight
+from annealed_core.kernels import DiagonalGaussian
+from annealed_core.moves import Hamiltonian, Langevin, Metropolis, check_positive, check_whole
+from annealed_core.targets import Energy, GeometricPath, linear_alphas
+
+#: The share of accepted proposals that an adapted step size aims at: for a random walk and Langevin moves what is best
+#: in many dimensions (Roberts & Rosenthal 2001). For Hamiltonian moves that is 0.65 (Neal 2011), but a step must fit
+#: the narrowest part of a target too (energy F: effective sample size 0.86 with 0.8, 0.83 with 0.65).
+ACCEPTANCE = {"hamiltonian": 0.8, "langevin": 0.574, "metropolis": 0.234}
+_JITTER = 0.5
+
+
+@dataclass(frozen=True)
+class Particles:
+    """What annealed importance sampling gives.
+
+    Attributes:
+        z: the particles' last states, (n, *batch, dim); properly weighted samples of the target.
+        log_weights: in nats, (n, *batch).
+        alphas: the temperatures used, (T + 1,), from 0 to 1, in double precision.
+        acceptance: mean acceptance at each temperature but the first, (T,).
+        log_z: estimate of log Z in nats, (*batch,).
+        log_z_se: its standard error by the delta method, (*batch,).
+        ess: effective sample size as a fraction in [1 / n, 1], (*batch,).
+    """
+
+    z: Tensor
+    log_weights: Tensor
+    alphas: Tensor
+    acceptance: Tensor
+    log_z: Tensor
+    log_z_se: Tensor
+    ess: Tensor
+
+
+def conditional_effective_sample_size(log_weights: Tensor, log_increments: Tensor) -> Tensor:
+    """(sum W v)^2 / sum W v^2 in (0, 1] over the first dimension: two of (n, *batch) -> (*batch,).
+
+    W are the weights so far, normalised, v the increments that come next (Zhou, Johansen & Aston 2016, arXiv
+    1303.3123; here as a fraction). It tells how far a step goes, whatever happened before it.
+    """
+    log_weights = torch.log_softmax(log_weights, 0)
+    log_increments = log_increments - log_increments.amax(0)  # the formula does not see it, but rounding would
+    first, second = (torch.logsumexp(log_weights + power * log_increments, 0) for power in (1, 2))
+    return (2 * first - second).exp()
+
+
+def _next_alpha(alpha: float, threshold: float, log_weights: Tensor, slope: Tensor) -> float:
+    """The alpha, at most 1, up to which the conditional effective sample size stays at the threshold."""
+    # A particle outside the support is lost at any step, so that it tells nothing about how far to go.
+    inside = slope > -torch.inf
+    log_weights = torch.where(inside, log_weights, -torch.inf).double()
+    slope = torch.where(inside, slope, 0.0).double()
+
+    def too_far(new: float) -> bool:
+        return bool((conditional_effective_sample_size(log_weights, (new - alpha) * slope) < threshold).any())
+
+    if not too_far(1.0):
+        return 1.0
+    low, high = alpha, 1.0
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if too_far(middle) else (middle, high)
+    if low == alpha:
+        raise ValueError(f"threshold {threshold} cannot be kept at alpha = {alpha:g}: take a base nearer the target")
+    return low
+
+
+def _tempered(target: Any, base: DiagonalGaussian, alpha: float) -> Energy:
+    def log_density(z: Tensor) -> Tensor:
+        return alpha * target.log_prob(z) + (1 - alpha) * base.log_prob(z)
+
+    return Energy(f"f at alpha = {alpha:g}", log_density, dim=target.dim)
+
+
+def _slope(target: Any, base: DiagonalGaussian, z: Tensor) -> Tensor:
+    """Log f(z) - log q_0(z) in nats, (n, *batch): what a unit of alpha adds to the log-weights."""
+    log_f = target.log_prob(z)
+    name = getattr(target, "name", type(target).__name__)
+    if log_f.shape != z.shape[:-1]:
+        given, wanted, got = tuple(z.shape), tuple(z.shape[:-1]), tuple(log_f.shape)
+        raise ValueError(f"target {name}: log_prob of z {given} must have shape {wanted}, got {got}")
+    if bool((log_f.isnan() | (log_f == torch.inf)).any()):
+        raise ValueError(f"target {name}: log_prob must be finite or -inf, got NaN or +inf at a particle")
+    return log_f - base.log_prob(z)
+
+
+def _move(
+    name: str, target: Energy, z: Tensor, step_size: Tensor, jitter: float, n_leapfrog: int
+) -> tuple[Tensor, Tensor]:
+    """The moved particles, and how likely each was to be: (n, *batch, dim), (n, *batch)."""
+    step = step_size * (1 + jitter * (2 * torch.rand_like(z[..., 0]) - 1))
+    if name == "metropolis":
+        z_next, _ = Metropolis(target, step.unsqueeze(-1))(z)  # type: ignore[arg-type]
+        return z_next, (z_next != z).any(-1).to(z)
+    move = Langevin(target, step) if name == "langevin" else Hamiltonian(target, step, n_leapfrog)
+    return move(z)[0], move.accepted
+
+
+@torch.no_grad()
+def ais(
+    target: Any,
+    base: DiagonalGaussian,
+    n_particles: int = 1000,
+    alphas: Tensor | Sequence[float] | None = None,
+    n_temperatures: int = 200,
+    threshold: float | None = None,
+    move: str = "hamiltonian",
+    n_moves: int = 2,
+    n_leapfrog: int = 10,
+    step_size: float | None = None,
+) -> Particles:
+    """Weighted samples of a target and an estimate of its log Z, by annealed importance sampling.
+
+    Log w = sum_t (alpha_t - alpha_{t-1}) * (log f(z_{t-1}) - log q_0(z_{t-1})), with z_t from moves that leave f_t
+    invariant; the particles are never resampled. With a given step size the mean weight is unbiased for Z. An adapted
+    one learns from the particles it moves, and so does a threshold: the estimate is then consistent in their number.
+
+    Args:
+        target: with `log_prob` and `dim`; for Hamiltonian and Langevin moves differentiable by autograd.
+        base: q_0, with parameters (*batch, dim): wide enough to reach all of the target.
+        n_particles: of each element of the base's batch.
+        alphas: exponents of the path, (T + 1,), rising from exactly 0 to exactly 1; linear unless given.
+        n_temperatures: T of the linear path; T = 1 is importance sampling.
+        threshold: in (0, 1): each next alpha is the one at which the conditional effective sample size (the lowest
+            of the batch) equals it, found by bisection, and their number what it takes to reach 1.
+        move: "hamiltonian", "langevin" or "metropolis".
+        n_moves: moves at each temperature.
+        n_leapfrog: leapfrog steps of a Hamiltonian move.
+        step_size: the same for all moves; unless given, it follows the path, for each element of the batch, towards
+            the acceptance in `ACCEPTANCE`, and each particle takes a step within half of it, so that no number of
+            leapfrog steps brings all back to where they were (Neal 2011, arXiv 1206.1901, section 3.2).
+
+    Raises ValueError, naming the argument, for those that do not fit, and for a target whose log_prob has the wrong
+    shape or is NaN or +inf where a particle is.
+    """
+    check_whole(n_particles=n_particles, n_temperatures=n_temperatures, n_moves=n_moves, n_leapfrog=n_leapfrog)
+    if move not in ACCEPTANCE:
+        raise ValueError(f"unknown move {move!r}: choose one of {', '.join(ACCEPTANCE)}")
+    if threshold is not None and not 0 < threshold < 1:
+        raise ValueError(f"threshold must lie in (0, 1), got {threshold!r}")
+    if threshold is not None and alphas is not None:
+        raise ValueError("alphas and threshold exclude each other: a threshold chooses the alphas")
+    if target.dim != base.dim:
+        raise ValueError(f"base must have the target's dim {target.dim}, got {base.dim}")
+    if step_size is not None:
+        check_positive(step_size=step_size)
+    path = GeometricPath(base, target, linear_alphas(n_temperatures) if alphas is None else alphas)
+    given = path.alphas.tolist()
+
+    z = base.rsample(torch.randn((n_particles, *base.loc.shape), dtype=base.loc.dtype, device=base.loc.device))
+    log_weights = torch.zeros_like(z[..., 0])
+    step = 0.5 * base.scale.mean(-1) if step_size is None else torch.full_like(base.scale[..., 0], step_size)
+    used, acceptance = [0.0], []
+    while used[-1] < 1:
+        slope = _slope(target, base, z)
+        alpha = given[len(used)] if threshold is None else _next_alpha(used[-1], threshold, log_weights, slope)
+        log_weights = log_weights + (alpha - used[-1]) * slope
+        used.append(alpha)
+        rates = []
+        for _ in range(n_moves):
+            jitter = _JITTER if step_size is None else 0.0
+            z, accepted = _move(move, _tempered(target, base, alpha), z, step, jitter, n_leapfrog)
+            rates.append(accepted.mean(0))
+            if step_size is None:
+                step = step * (rates[-1] - ACCEPTANCE[move]).exp()
+        acceptance.append(torch.stack(rates).mean())
+    log_z, log_z_se = log_mean_weight(log_weights)
+    used_alphas = torch.tensor(used, dtype=torch.float64)
+    return Particles(
+        z, log_weights, used_alphas, torch.stack(acceptance), log_z, log_z_se, effective_sample_size(log_weights)
+    )

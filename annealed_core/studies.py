@@ -1,0 +1,95 @@
+"""Studies: the comparisons on toys that the full profile makes, each a list of specs that differ in what it asks.
+
+All share the report's configuration unless the study says otherwise: T = 4, hidden 32, batch 128, 3,000 steps of Adam
+at 1e-3 with beta1 = 0.9, seeds 0 to 9, energies A to F.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from annealed_core.spec import Spec
+
+SEEDS = range(10)
+ENERGIES = ("A", "B", "C", "D", "E", "F")
+NVI_SAMPLES = 288  # in a step, K targets times the samples drawn for each (Zimmermann et al. 2021, Table 1)
+
+
+def _toys(seeds: range = SEEDS, targets: tuple[str, ...] = ENERGIES, **fields: Any) -> list[Spec]:
+    return [Spec(experiment="toy", target=name, seed=seed, **fields) for name in targets for seed in seeds]
+
+
+def grid() -> list[Spec]:
+    """Does it take AVO, or stochastic kernels, or both? Gated pairs and an IAF, each trained by the ELBO and by AVO."""
+    return [s for k in ("gated", "iaf") for m in ("elbo", "avo") for s in _toys(method=m, kernel=k)]
+
+
+def objectives() -> list[Spec]:
+    """Every other objective, with gated pairs."""
+    plans: list[dict[str, Any]] = [
+        {"method": "alpha"},
+        {"method": "iwae"},
+        {"method": "calibrated"},
+        {"method": "mixture"},
+        {"method": "avo", "elbo_steps": 1500},
+        {"method": "avo", "path": "geometric"},
+        {"method": "avo", "path": "learned"},
+    ]
+    return [spec for plan in plans for spec in _toys(**plan)]
+
+
+def kernels() -> list[Spec]:
+    """Every other kernel, by the ELBO and by AVO."""
+    return [s for k in ("residual", "planar", "spline") for m in ("elbo", "avo") for s in _toys(method=m, kernel=k)]
+
+
+def momentum() -> list[Spec]:
+    """Adam's beta1 = 0.999, as in the earlier report, instead of 0.9."""
+    return [spec for method in ("elbo", "avo") for spec in _toys(method=method, beta1=0.999)]
+
+
+def length() -> list[Spec]:
+    """T from 1 to 16; 4 is in the grid."""
+    return [s for T in (1, 2, 8, 16) for m in ("elbo", "avo") for s in _toys(method=m, n_transitions=T)]
+
+
+def compute() -> list[Spec]:
+    """Twice the steps for the ELBO: more than AVO's dearer steps cost."""
+    return _toys(method="elbo", steps=6000)
+
+
+def ring8() -> list[Spec]:
+    """The ring of eight with NVI's budget, for K = 2, 4, 6, 8 densities on the path: 20,000 steps, residual pairs."""
+    plans: list[dict[str, Any]] = [
+        {"method": "elbo", "kernel": "residual", "hidden": 50},
+        {"method": "avo", "kernel": "residual", "hidden": 50},
+        {"method": "avo", "kernel": "residual", "hidden": 50, "path": "learned"},
+        {"method": "avo", "kernel": "planar"},
+    ]
+    return [
+        spec
+        for densities in (2, 4, 6, 8)
+        for plan in plans
+        for spec in _toys(
+            targets=("ring8",), n_transitions=densities - 1, batch=NVI_SAMPLES // densities, steps=20_000, **plan
+        )
+    ]
+
+
+def best() -> list[Spec]:
+    """The chains of ours that do best on the harder targets, found by trying; five fresh seeds each."""
+    fresh = range(100, 105)
+    spline = {"method": "avo", "kernel": "spline", "bins": 16, "n_transitions": 6, "lr": 2e-3, "lr_schedule": "cosine"}
+    iaf = {"method": "elbo", "kernel": "iaf", "hidden": 64, "n_transitions": 1, "lr": 3e-3, "lr_schedule": "cosine"}
+    return [
+        *_toys(fresh, ("ring8",), **spline, steps=16_000),
+        *_toys(fresh, ("gmm40",), **spline, hidden=64, steps=6000),
+        *_toys(fresh, ("funnel",), **iaf, batch=512, steps=20_000),
+        *_toys(fresh, ("many_well",), **spline, hidden=64, steps=3000),
+    ]
+
+
+STUDIES: dict[str, Callable[[], list[Spec]]] = {
+    study.__name__: study for study in (grid, objectives, kernels, momentum, length, compute, ring8, best)
+}

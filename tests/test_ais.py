@@ -1,0 +1,229 @@
+"""Annealed importance sampling against quadrature, and what must hold of it whatever the target."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from annealed_core import evidence
+from annealed_core.ais import ais, conditional_effective_sample_size
+from annealed_core.kernels import DiagonalGaussian
+from annealed_core.targets import ENERGIES, Energy, linear_alphas
+
+MOVES = ("hamiltonian", "langevin", "metropolis")
+every_move = pytest.mark.parametrize("move", MOVES)
+
+
+def base(scale=1.0, dim=2):
+    return DiagonalGaussian(
+        torch.zeros(dim, dtype=torch.float64), torch.full((dim,), float(scale), dtype=torch.float64)
+    )
+
+
+def narrow(log_z=0.7):
+    """A Gaussian off the base's centre: log Z is known."""
+    inner = DiagonalGaussian(
+        torch.tensor([1.0, -1.0], dtype=torch.float64), torch.tensor([0.4, 0.8], dtype=torch.float64)
+    )
+    return Energy("narrow", lambda z: inner.log_prob(z) + log_z)
+
+
+@pytest.mark.parametrize("name", list("ABCDEF"))
+def test_a_thousand_particles_and_two_hundred_temperatures_find_log_z_within_a_twentieth(name):
+    torch.manual_seed(0)
+    target = ENERGIES[name]
+    particles = ais(target, DiagonalGaussian.isotropic(2, target.base_scale), n_particles=1000, n_temperatures=200)
+    assert abs(float(particles.log_z) - evidence.log_normalizer_quadrature(target)) < 0.05
+    assert particles.log_z_se < 0.03 and particles.ess > 0.5
+    assert len(particles.alphas) == 201 and particles.acceptance.shape == (200,)
+
+
+@pytest.mark.parametrize("name, most", [("A", 100), ("D", 100), ("E", 100)])
+def test_as_many_temperatures_as_the_threshold_takes_find_log_z(name, most):
+    torch.manual_seed(0)
+    particles = ais(ENERGIES[name], DiagonalGaussian.isotropic(2), threshold=0.999)
+    assert 20 < len(particles.alphas) - 1 < most
+    assert abs(float(particles.log_z) - evidence.log_normalizer_quadrature(ENERGIES[name])) < 0.06
+
+
+@every_move
+def test_one_temperature_is_importance_sampling(move):
+    torch.manual_seed(0)
+    particles = ais(narrow(), base(), 500, n_temperatures=1, move=move)
+    torch.manual_seed(0)
+    z = base().rsample(torch.randn(500, 2, dtype=torch.float64))
+    log_weights = narrow().log_prob(z) - base().log_prob(z)
+    torch.testing.assert_close(particles.log_weights, log_weights)
+    estimate, error = evidence.log_mean_weight(log_weights)
+    assert particles.log_z == estimate and particles.log_z_se == error
+    assert particles.ess == evidence.effective_sample_size(log_weights)
+
+
+@every_move
+@pytest.mark.parametrize("given", [{"n_temperatures": 7}, {"threshold": 0.9}])
+def test_from_an_exact_base_all_weights_are_equal(move, given):
+    torch.manual_seed(0)
+    target = Energy("3 N", lambda z: base(2.0).log_prob(z) + math.log(3))
+    particles = ais(target, base(2.0), 100, move=move, **given)
+    torch.testing.assert_close(particles.log_weights, torch.full((100,), math.log(3), dtype=torch.float64))
+    assert particles.ess == pytest.approx(1) and particles.log_z_se < 1e-9
+    if "threshold" in given:
+        assert particles.alphas.tolist() == [0, 1]
+
+
+@every_move
+@pytest.mark.parametrize("step_size", [None, 0.3])
+def test_the_weights_estimate_the_evidence_of_a_gaussian_and_the_particles_its_moments(move, step_size):
+    torch.manual_seed(0)
+    particles = ais(narrow(), base(), 4000, n_temperatures=40, move=move, step_size=step_size)
+    assert particles.log_z_se < 0.05 and abs(particles.log_z - 0.7) < 4 * particles.log_z_se
+    shares = torch.softmax(particles.log_weights, 0).unsqueeze(-1)
+    mean = (shares * particles.z).sum(0)
+    spread = (shares * (particles.z - mean).square()).sum(0).sqrt()
+    assert mean.tolist() == pytest.approx([1, -1], abs=0.1) and spread.tolist() == pytest.approx([0.4, 0.8], abs=0.1)
+
+
+@every_move
+def test_with_a_fixed_step_size_the_mean_weight_is_unbiased(move):
+    torch.manual_seed(0)
+    few = ais(narrow(), base(), 20_000, n_temperatures=3, move=move, step_size=0.4)
+    weights = few.log_weights.exp()
+    error = weights.std() / len(weights) ** 0.5
+    assert error < 0.1 and abs(weights.mean() - math.exp(0.7)) < 4 * error
+
+
+@every_move
+def test_the_step_size_is_adapted_towards_the_acceptance_of_its_move(move):
+    torch.manual_seed(0)
+    particles = ais(ENERGIES["D"], base(10.0), 400, n_temperatures=60, move=move)
+    wanted = {"hamiltonian": 0.8, "langevin": 0.574, "metropolis": 0.234}[move]
+    assert float(particles.acceptance[20:].mean()) == pytest.approx(wanted, abs=0.05)
+    fixed = ais(ENERGIES["D"], base(10.0), 400, n_temperatures=60, move=move, step_size=3.0)
+    assert fixed.acceptance[-1] < 0.15 < 0.3 < fixed.acceptance[0]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.9, 0.99])
+def test_every_step_of_the_adaptive_path_has_the_conditional_effective_sample_size_asked_for(threshold, monkeypatch):
+    torch.manual_seed(0)
+    seen = []
+    target = Energy("A", lambda z: ENERGIES["A"].log_prob(z))
+    calls = lambda z: seen.append(z) or target.log_prob(z)
+    particles = ais(Energy("seen", calls), base(), 500, threshold=threshold, move="metropolis", n_moves=1)
+    alphas = particles.alphas
+    assert alphas[0] == 0 and alphas[-1] == 1 and (alphas.diff() > 0).all()
+    states = seen[::3]  # the weights' call, then the move's two
+    log_weights, sizes = torch.zeros(500, dtype=torch.float64), []
+    for z, step in zip(states, alphas.diff(), strict=True):
+        increments = step * (target.log_prob(z) - base().log_prob(z))
+        sizes.append(float(conditional_effective_sample_size(log_weights, increments)))
+        log_weights = log_weights + increments
+    torch.testing.assert_close(log_weights, particles.log_weights)
+    assert min(sizes) >= threshold - 1e-9
+    assert sizes[:-1] == pytest.approx([threshold] * (len(sizes) - 1), abs=1e-6)
+
+
+def test_a_higher_threshold_takes_more_temperatures():
+    torch.manual_seed(0)
+    numbers = [len(ais(ENERGIES["D"], base(), 500, threshold=each, n_moves=1).alphas) for each in (0.5, 0.9, 0.99)]
+    assert numbers[0] < numbers[1] < numbers[2]
+
+
+def test_conditional_effective_sample_size_is_its_formula_and_that_of_equal_weights_the_usual_one():
+    torch.manual_seed(0)
+    log_weights, increments = torch.randn(2, 50, 3, dtype=torch.float64)
+    shares, v = torch.softmax(log_weights, 0), increments.exp()
+    by_hand = (shares * v).sum(0) ** 2 / (shares * v**2).sum(0)
+    torch.testing.assert_close(conditional_effective_sample_size(log_weights + 900, increments - 900), by_hand)
+    torch.testing.assert_close(conditional_effective_sample_size(log_weights, increments + 1e6), by_hand)
+    even = conditional_effective_sample_size(torch.zeros_like(log_weights), increments)
+    torch.testing.assert_close(even, evidence.effective_sample_size(increments))
+
+
+def test_the_given_alphas_are_the_path():
+    torch.manual_seed(0)
+    particles = ais(narrow(), base(), 50, alphas=[0.0, 0.25, 0.5, 1.0])
+    assert particles.alphas.tolist() == [0, 0.25, 0.5, 1] and particles.acceptance.shape == (3,)
+    torch.manual_seed(0)
+    linear = ais(narrow(), base(), 50, n_temperatures=8)
+    torch.manual_seed(0)
+    assert torch.equal(ais(narrow(), base(), 50, alphas=linear_alphas(8)).log_weights, linear.log_weights)
+
+
+@pytest.mark.parametrize("given", [{"n_temperatures": 60}, {"threshold": 0.99}])
+def test_each_element_of_a_batch_is_annealed_for_itself(given):
+    torch.manual_seed(0)
+    scales = torch.tensor([0.02, 0.3, 1.0], dtype=torch.float64).unsqueeze(-1).expand(3, 2)
+    inner = DiagonalGaussian(torch.zeros(3, 2, dtype=torch.float64), scales)
+    shifts = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    target = SimpleNamespace(dim=2, log_prob=lambda z: inner.log_prob(z) + shifts)
+    start = DiagonalGaussian(torch.zeros(3, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64))
+    particles = ais(target, start, 500, **given)
+    assert particles.z.shape == (500, 3, 2) and particles.log_weights.shape == (500, 3)
+    for each in (particles.log_z, particles.log_z_se, particles.ess):
+        assert each.shape == (3,)
+    assert ((particles.log_z - shifts).abs() < 5 * particles.log_z_se + 1e-6).all()
+    assert 0.7 < float(particles.acceptance[-10:].mean()) < 0.95
+
+
+@every_move
+@pytest.mark.parametrize("given", [{"n_temperatures": 20}, {"threshold": 0.9}])
+def test_a_target_that_is_zero_somewhere_loses_the_particles_there(move, given):
+    torch.manual_seed(0)
+    half = Energy("half", lambda z: torch.where(z[..., 0] > 0, base().log_prob(z), -torch.inf))
+    particles = ais(half, base(), 1000, move=move, **given)
+    alive = particles.log_weights > -math.inf
+    assert 400 < alive.sum() < 600 and not particles.log_weights[alive].any()
+    assert float(particles.log_z) == pytest.approx(math.log(0.5), abs=0.2)
+
+
+def test_no_gradient_reaches_the_particles_and_the_seed_decides_them():
+    loc = torch.zeros(2, requires_grad=True)
+    target, drawn = DiagonalGaussian(loc, torch.ones(2)), []
+    for _ in range(2):
+        torch.manual_seed(5)
+        drawn.append(ais(target, DiagonalGaussian.isotropic(2, 2.0), 20, n_temperatures=3))
+    assert torch.equal(drawn[0].z, drawn[1].z) and torch.equal(drawn[0].log_weights, drawn[1].log_weights)
+    assert not drawn[0].z.requires_grad and not drawn[0].log_z.requires_grad and loc.grad is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_single_particle_has_an_estimate_without_an_error():
+    torch.manual_seed(0)
+    particles = ais(narrow(), base(), 1, n_temperatures=3)
+    assert particles.log_z == particles.log_weights[0] and particles.log_z_se.isnan() and particles.ess == 1
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"n_particles": 0}, "n_particles must be a whole number from 1, got 0"),
+        ({"n_temperatures": 2.5}, "n_temperatures must be a whole number from 1, got 2.5"),
+        ({"n_moves": True}, "n_moves must be a whole number from 1, got True"),
+        ({"n_leapfrog": -1}, "n_leapfrog must be a whole number from 1, got -1"),
+        ({"move": "gibbs"}, "unknown move 'gibbs': choose one of hamiltonian, langevin, metropolis"),
+        ({"threshold": 1.0}, r"threshold must lie in \(0, 1\), got 1.0"),
+        ({"threshold": math.nan}, r"threshold must lie in \(0, 1\), got nan"),
+        ({"threshold": 0.5, "alphas": [0, 1]}, "alphas and threshold exclude each other: a threshold chooses"),
+        ({"step_size": 0}, "step_size must be finite and above 0, got 0"),
+        ({"alphas": [0.0, 0.5]}, r"alphas must rise from 0 to 1, got \[0.0, 0.5\]"),
+        ({"base": base(dim=3)}, "base must have the target's dim 2, got 3"),
+        (
+            {"target": SimpleNamespace(dim=2, log_prob=lambda z: z)},
+            r"target SimpleNamespace: log_prob of z \(10, 2\) must have shape \(10,\), got \(10, 2\)",
+        ),
+        (
+            {"target": Energy("log", lambda z: z[..., 0].log())},
+            "target log: log_prob must be finite or -inf, got NaN or \\+inf at a particle",
+        ),
+        (
+            {"target": narrow(), "base": base(1e9), "threshold": 0.999_999_999_999},
+            "threshold 0.999999999999 cannot be kept at alpha = 0: take a base nearer the target",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(given, message):
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=f"^{message}") as refusal:
+        ais(**{"target": ENERGIES["A"], "base": base(), "n_particles": 10, **given})
+    assert "\n" not in str(refusal.value)

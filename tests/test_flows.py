@@ -1,0 +1,268 @@
+"""Flows: inverses, determinants against autograd, densities that integrate to one, and many models in one batch."""
+
+import copy
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch.func import functional_call, jacrev, stack_module_state, vmap
+
+from annealed_core import evidence
+from annealed_core.flows import Householder, InverseAutoregressive, Planar, Spline
+from annealed_core.kernels import DiagonalGaussian
+
+FLOWS = {
+    "planar": Planar,
+    "planar, scale 3": partial(Planar, scale=3.0),
+    "householder": Householder,
+    "iaf": partial(InverseAutoregressive, hidden=(16, 16)),
+    "iaf, reversed, scale 3": partial(InverseAutoregressive, hidden=(16, 16), reverse=True, scale=3.0),
+    "spline": partial(Spline, hidden=(16, 16)),
+    "spline, reversed, scale 3": partial(Spline, hidden=(16, 16), bins=5, bound=3.0, reverse=True, scale=3.0),
+}
+every_flow = pytest.mark.parametrize("name", FLOWS)
+every_autoregressive = pytest.mark.parametrize("make", [InverseAutoregressive, Spline])
+every_scaled = pytest.mark.parametrize("make", [Planar, InverseAutoregressive, Spline])
+every_inverse = pytest.mark.parametrize("name", [name for name in FLOWS if not name.startswith("planar")])
+every_context = pytest.mark.parametrize("context_dim", [0, 5])
+every_dim = pytest.mark.parametrize("dim", [1, 2, 7])
+
+
+def flow(name, dim=3, context_dim=0, seed=0, move=0.3):
+    """A kernel some way from where it starts, so that what is tested is not the identity."""
+    torch.manual_seed(seed)
+    kernel = FLOWS[name](dim, context_dim=context_dim).double()
+    with torch.no_grad():
+        for parameter in kernel.parameters():
+            parameter.add_(move * torch.randn_like(parameter))
+    return kernel
+
+
+def draw(*shape):
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def context_of(context_dim, *batch):
+    return draw(*batch, context_dim) if context_dim else None
+
+
+@every_flow
+@every_context
+@every_dim
+def test_log_ratio_is_the_log_determinant_of_autograds_jacobian(name, dim, context_dim):
+    kernel, z, context = flow(name, dim, context_dim), 2 * draw(20, dim), context_of(context_dim, 20)
+    log_ratio = kernel(z, context)[1].detach()
+    assert log_ratio.any() == (name != "householder")
+    for row in range(20):
+        one = None if context is None else context[row]
+        jacobian = jacrev(lambda z, one=one: kernel(z, one)[0])(z[row])
+        torch.testing.assert_close(log_ratio[row], torch.linalg.slogdet(jacobian.detach())[1], atol=1e-8, rtol=0)
+
+
+@every_inverse
+@every_context
+@every_dim
+def test_inverse_takes_a_flow_back(name, dim, context_dim):
+    kernel, z, context = flow(name, dim, context_dim), 3 * draw(200, dim), context_of(context_dim, 200)
+    z_next, _ = kernel(z, context)
+    assert (z_next - z).abs().max() > 0.1
+    torch.testing.assert_close(kernel.inverse(z_next, context), z, atol=1e-7, rtol=0)
+
+
+@every_flow
+@torch.no_grad()
+def test_a_density_pulled_back_through_a_flow_integrates_to_one(name):
+    kernel = flow(name, 2)
+    z, area = evidence.grid(20.0, 300)
+    z_next, log_ratio = kernel(z)
+    density = DiagonalGaussian.isotropic(2, 2.0).log_prob(z_next) + log_ratio
+    assert float(density.exp().sum() * area) == pytest.approx(1, abs=0.01)
+
+
+@every_inverse
+@torch.no_grad()
+def test_a_density_pushed_through_a_flow_integrates_to_one(name):
+    kernel = flow(name, 2)
+    z_next, area = evidence.grid(20.0, 300)
+    z = kernel.inverse(z_next)
+    density = DiagonalGaussian.isotropic(2, 2.0).log_prob(z) - kernel(z)[1]
+    assert float(density.exp().sum() * area) == pytest.approx(1, abs=0.01)
+
+
+@every_flow
+@every_context
+@pytest.mark.parametrize("dim", [2, 7])
+def test_every_parameter_gets_a_gradient(name, dim, context_dim):
+    kernel = flow(name, dim, context_dim)
+    z_next, log_ratio = kernel(draw(64, dim), context_of(context_dim, 64))
+    (log_ratio.sum() + (z_next - 1).pow(4).sum()).backward()
+    for parameter_name, parameter in kernel.named_parameters():
+        gradient = parameter.grad
+        assert gradient is not None and gradient.isfinite().all() and gradient.any(), parameter_name
+
+
+@every_flow
+@every_context
+@pytest.mark.parametrize("shape", [(), (6,), (4, 6)])
+def test_batch_shapes_are_kept_and_context_is_shared_by_all_samples(name, context_dim, shape):
+    kernel, z, context = flow(name, 3, context_dim), draw(*shape, 3), context_of(context_dim, *shape[-1:])
+    z_next, log_ratio = kernel(z, context)
+    assert z_next.shape == (*shape, 3) and log_ratio.shape == shape
+    for index in [()] if shape == () else torch.cartesian_prod(*map(torch.arange, shape)).view(-1, len(shape)).tolist():
+        one = context if context is None or shape == () else context[index[-1]]
+        alone, alone_ratio = kernel(z[tuple(index)], one)
+        torch.testing.assert_close(z_next[tuple(index)], alone)
+        torch.testing.assert_close(log_ratio[tuple(index)], alone_ratio)
+
+
+@every_flow
+def test_float32_stays_float32(name):
+    z_next, log_ratio = flow(name).float()(draw(6, 3).float())
+    assert z_next.dtype == log_ratio.dtype == torch.float32
+
+
+@every_flow
+def test_context_changes_the_transition_and_noise_does_not(name):
+    kernel, z, context = flow(name, 3, 5), draw(6, 3), draw(6, 5)
+    z_next, log_ratio = kernel(z, context)
+    assert not torch.equal(z_next, kernel(z, draw(6, 5))[0])
+    for noise in (draw(6, 3), None):
+        again, again_ratio = kernel(z, context, noise)
+        assert torch.equal(again, z_next) and torch.equal(again_ratio, log_ratio)
+
+
+@every_flow
+@every_context
+@every_dim
+def test_saved_and_loaded_flows_are_the_same(name, dim, context_dim, tmp_path):
+    kernel, other = flow(name, dim, context_dim), flow(name, dim, context_dim, seed=1)
+    z, context = draw(6, dim), context_of(context_dim, 6)
+    assert (name, dim) == ("householder", 1) or not torch.equal(kernel(z, context)[0], other(z, context)[0])
+    torch.save(kernel.state_dict(), tmp_path / "kernel.pt")
+    other.load_state_dict(torch.load(tmp_path / "kernel.pt", weights_only=True))
+    for ours, theirs in zip(kernel(z, context), other(z, context), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@every_flow
+@every_context
+@every_dim
+def test_many_models_in_one_batch_are_what_each_is_alone(name, dim, context_dim):
+    models = [flow(name, dim, context_dim, seed) for seed in range(3)]
+    z, context = 2 * draw(3, 8, dim), context_of(context_dim, 3, 8)
+    weights, buffers = stack_module_state(models)
+    bare = copy.deepcopy(models[0]).to("meta")
+
+    def call(weights, buffers, z, context):
+        return functional_call(bare, (weights, buffers), (z, context))
+
+    z_next, log_ratio = vmap(call, in_dims=(0, 0, 0, None if context is None else 0))(weights, buffers, z, context)
+    (z_next.square().sum() + log_ratio.sum()).backward()
+    for index, model in enumerate(models):
+        alone, alone_ratio = model(z[index], None if context is None else context[index])
+        torch.testing.assert_close(z_next[index], alone)
+        torch.testing.assert_close(log_ratio[index], alone_ratio)
+        (alone.square().sum() + alone_ratio.sum()).backward()
+        for parameter_name, parameter in model.named_parameters():
+            torch.testing.assert_close(weights[parameter_name].grad[index], parameter.grad, msg=parameter_name)
+
+
+@every_scaled
+@every_dim
+def test_scale_is_the_unit_in_which_a_flow_sees_z(make, dim):
+    one, wide = make(dim).double(), make(dim, scale=20.0).double()
+    wide.load_state_dict(one.state_dict() | {"scale": torch.tensor(20.0)})
+    z = draw(50, dim)
+    (z_next, log_ratio), (wide_next, wide_ratio) = one(z), wide(20 * z)
+    torch.testing.assert_close(wide_next, 20 * z_next)
+    torch.testing.assert_close(wide_ratio, log_ratio)
+
+
+@every_scaled
+@every_dim
+def test_flows_start_near_the_identity(make, dim):
+    moved, log_ratios = [], []
+    for seed in range(10):
+        torch.manual_seed(seed)
+        z = torch.randn(500, dim)
+        z_next, log_ratio = make(dim)(z)
+        moved.append((z_next - z).abs().mean())
+        log_ratios.append(log_ratio.abs().mean() / dim)
+    assert torch.stack(moved).mean() < 0.3 and torch.stack(log_ratios).mean() < 0.2
+
+
+@every_autoregressive
+@pytest.mark.parametrize("reverse", [False, True])
+def test_each_dimension_depends_on_all_that_come_before_it_and_on_no_other(make, reverse):
+    torch.manual_seed(0)
+    kernel = make(5, reverse=reverse).double()
+    jacobians = vmap(jacrev(lambda z: kernel(z)[0]))(2 * draw(50, 5)).abs().amax(0)
+    before = torch.ones(5, 5).triu() if reverse else torch.ones(5, 5).tril()
+    assert torch.equal(jacobians > 0, before.bool())
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_a_spline_keeps_its_interval_and_is_the_identity_outside(scale):
+    torch.manual_seed(0)
+    kernel = Spline(2, bound=3.0, scale=scale).double()
+    z = 6 * scale * draw(500, 2)
+    z_next, log_ratio = kernel(z)
+    inside = z.abs() < 3 * scale
+    torch.testing.assert_close(z_next[~inside], z[~inside])
+    assert (z_next[inside].abs() <= 3 * scale).all() and (z_next[inside] != z[inside]).any()
+    assert not log_ratio[~inside.any(-1)].any() and log_ratio[inside.all(-1)].all()
+
+
+def test_an_autoregressive_flow_in_one_dimension_is_affine():
+    z = torch.linspace(-3, 3, 7, dtype=torch.float64).unsqueeze(-1)
+    z_next, log_ratio = InverseAutoregressive(1).double()(z)
+    slope = z_next.diff(dim=0) / z.diff(dim=0)
+    torch.testing.assert_close(slope, slope[:1].expand_as(slope))
+    torch.testing.assert_close(log_ratio, slope[0].log().expand(7))
+
+
+@pytest.mark.parametrize("product", [-40.0, -1.5, 0.0, 1.0])
+def test_a_planar_flow_never_folds(product):
+    kernel = Planar(2).double()
+    with torch.no_grad():
+        kernel.coefficients.free.copy_(torch.tensor([product, 0.7, 1.0, 0.0, 0.2]))  # u, w, b
+    z = torch.stack([torch.linspace(-6, 6, 2001, dtype=torch.float64), torch.zeros(2001, dtype=torch.float64)], -1)
+    z_next, log_ratio = kernel(z)
+    assert log_ratio.isfinite().all() and (z_next[:, 0].diff() > 0).all()
+
+
+def test_a_planar_flow_is_the_formula_of_the_paper():
+    kernel, z = flow("planar", 3), draw(6, 3)
+    u, w, b = kernel.coefficients.free.detach().split([3, 3, 1])
+    product = u @ w
+    u = u + (math.log1p(math.exp(product + math.log(math.e - 1))) - 1 - product) * w / (w @ w)
+    h = torch.tanh(z @ w + b)
+    z_next, log_ratio = kernel(z)
+    torch.testing.assert_close(z_next, z + h.unsqueeze(-1) * u)
+    torch.testing.assert_close(log_ratio, (1 + (1 - h**2) * (u @ w)).abs().log())
+
+
+@pytest.mark.parametrize("w", [[1e-3, 0.0], [1.0, -2.0]])
+def test_a_planar_flow_with_u_of_zero_is_the_identity(w):
+    kernel, z = Planar(2).double(), draw(6, 2)
+    with torch.no_grad():
+        kernel.coefficients.free.copy_(torch.tensor([0.0, 0.0, *w, 0.5]))
+    z_next, log_ratio = kernel(z)
+    torch.testing.assert_close(z_next, z)
+    torch.testing.assert_close(log_ratio, torch.zeros(6, dtype=torch.float64))
+
+
+def test_householder_changes_nothing_of_an_isotropic_base():
+    kernel, base, z = flow("householder", 4), DiagonalGaussian.isotropic(4, 2.0), draw(100, 4)
+    z_next, log_ratio = kernel(z)
+    assert not log_ratio.any() and (z_next - z).abs().max() > 0.1
+    torch.testing.assert_close(base.log_prob(z_next), base.log_prob(z))
+
+
+def test_householder_reflects_its_vector_and_keeps_what_is_at_right_angles_to_it():
+    kernel = flow("householder", 3)
+    v = kernel.coefficients.free.detach()
+    across = torch.linalg.cross(v, draw(3))
+    torch.testing.assert_close(kernel(v)[0], -v)
+    torch.testing.assert_close(kernel(across)[0], across)

@@ -1,0 +1,266 @@
+"""Moves along the gradient: they keep their target, obey detailed balance, and make annealed importance sampling."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from annealed_core import evidence
+from annealed_core.chain import Chain
+from annealed_core.kernels import DiagonalGaussian
+from annealed_core.moves import Hamiltonian, Langevin, Metropolis
+from annealed_core.targets import ENERGIES, Energy, GeometricPath, linear_alphas
+
+MOVES = {
+    "langevin": lambda target, step, n_moves=1: Langevin(target, step, n_moves),
+    "hamiltonian": lambda target, step, n_moves=1: Hamiltonian(target, step, 5, n_moves),
+}
+every_move = pytest.mark.parametrize("name", MOVES)
+
+
+def draw(*shape):
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def gaussian():
+    return DiagonalGaussian(
+        torch.tensor([1.0, -1.0], dtype=torch.float64), torch.tensor([0.5, 2.0], dtype=torch.float64)
+    )
+
+
+@every_move
+@pytest.mark.parametrize("n_moves", [1, 4])
+def test_a_move_leaves_a_gaussian_invariant(name, n_moves):
+    torch.manual_seed(0)
+    n, target = 40_000, gaussian()
+    start = z = target.rsample(draw(n, 2))
+    move = MOVES[name](target, 0.7, n_moves)
+    for _ in range(12 // n_moves):
+        z, _ = move(z)
+    assert 0.3 < move.acceptance < 0.95 and (z != start).any(-1).float().mean() > 0.9
+    standard = (z - target.loc) / target.scale
+    for power, mean, variance in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
+        error = (standard**power).mean(0) - mean
+        assert (error.abs() < 5 * (variance / n) ** 0.5).all(), (power, error)
+
+
+@every_move
+def test_a_move_keeps_the_masses_of_the_modes_and_their_spread(name):
+    torch.manual_seed(0)
+    n, (centres, masses) = 20_000, ENERGIES["D"].modes
+    z = centres[torch.multinomial(masses, n, replacement=True)] + 0.2**0.5 * torch.randn(n, 2)
+    before = z.clone()
+    move = MOVES[name](ENERGIES["D"], 0.6, 10)
+    z, _ = move(z)
+    assert evidence.total_variation(z, ENERGIES["D"]) < 0.06
+    found = evidence.mode_masses(z, centres)
+    assert ((found - masses).abs() < 5 * (masses * (1 - masses) / n).sqrt()).all()
+    assert (torch.cdist(before, centres).argmin(-1) != torch.cdist(z, centres).argmin(-1)).any()
+
+
+@every_move
+def test_a_move_finds_its_target_from_elsewhere(name):
+    torch.manual_seed(0)
+    target = DiagonalGaussian(torch.tensor([2.0], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64))
+    z, _ = MOVES[name](target, 0.4, 40)(draw(5000, 1))
+    assert z.mean() == pytest.approx(2, abs=0.05) and z.std() == pytest.approx(0.5, abs=0.03)
+
+
+@every_move
+@pytest.mark.parametrize("n_moves", [1, 5])
+@pytest.mark.parametrize("shape", [(), (7,), (4, 3)])
+def test_log_ratio_is_the_fall_of_the_targets_log_density(name, n_moves, shape):
+    torch.manual_seed(0)
+    z = draw(*shape, 2).requires_grad_()
+    z_next, log_ratio = MOVES[name](ENERGIES["A"], 0.3, n_moves)(z)
+    assert z_next.shape == z.shape and log_ratio.shape == shape
+    torch.testing.assert_close(log_ratio, (ENERGIES["A"].log_prob(z) - ENERGIES["A"].log_prob(z_next)).detach())
+    assert not z_next.requires_grad and not log_ratio.requires_grad and z.grad is None
+
+
+def test_langevin_accepts_with_the_ratio_of_the_textbook():
+    torch.manual_seed(0)
+    z, noise, step = 1.5 * draw(500, 2), draw(500, 2), 0.5
+    log_f = ENERGIES["B"].log_prob
+
+    def drift(z):
+        z = z.detach().requires_grad_()
+        return (z + 0.5 * step**2 * torch.autograd.grad(log_f(z).sum(), z)[0]).detach()
+
+    proposal = drift(z) + step * noise
+    forwards = Normal(drift(z), step).log_prob(proposal).sum(-1)
+    backwards = Normal(drift(proposal), step).log_prob(z).sum(-1)
+    by_hand = (log_f(proposal) + backwards - log_f(z) - forwards).clamp(max=0).exp()
+    move = Langevin(ENERGIES["B"], step)
+    z_next, _ = move(z, None, noise)
+    torch.testing.assert_close(move.accepted, by_hand)
+    moved = (z_next != z).any(-1)
+    torch.testing.assert_close(z_next[moved], proposal[moved])
+    assert float(moved.double().mean()) == pytest.approx(float(by_hand.mean()), abs=0.06)
+
+
+def leap(target, z, momentum, step, n_leapfrog):
+    """The leapfrog as it is printed in Neal 2011, section 2.3."""
+
+    def gradient(z):
+        z = z.detach().requires_grad_()
+        return torch.autograd.grad(target.log_prob(z).sum(), z)[0]
+
+    for _ in range(n_leapfrog):
+        momentum = momentum + step / 2 * gradient(z)
+        z = z + step * momentum
+        momentum = momentum + step / 2 * gradient(z)
+    return z, momentum
+
+
+@pytest.mark.parametrize("n_leapfrog", [1, 2, 7])
+def test_a_hamiltonian_move_is_the_leapfrog_accepted_by_its_energy_error(n_leapfrog):
+    torch.manual_seed(0)
+    z, noise, step = 1.5 * draw(500, 2), draw(500, 2), 0.4
+    proposal, momentum = leap(ENERGIES["A"], z, noise, step, n_leapfrog)
+    log_joint = lambda z, momentum: ENERGIES["A"].log_prob(z) - 0.5 * momentum.square().sum(-1)
+    by_hand = (log_joint(proposal, momentum) - log_joint(z, noise)).clamp(max=0).exp()
+    move = Hamiltonian(ENERGIES["A"], step, n_leapfrog)
+    z_next, _ = move(z, None, noise)
+    torch.testing.assert_close(move.accepted, by_hand)
+    assert move.acceptance == pytest.approx(float(by_hand.mean()))
+    moved = (z_next != z).any(-1)
+    torch.testing.assert_close(z_next[moved], proposal[moved])
+    back, momentum_back = leap(ENERGIES["A"], proposal, -momentum, step, n_leapfrog)
+    torch.testing.assert_close(back, z, atol=1e-6, rtol=0)  # reversible: what the correction relies on
+    torch.testing.assert_close(momentum_back, -noise, atol=1e-6, rtol=0)
+
+
+@every_move
+def test_detailed_balance_holds_between_any_two_regions(name):
+    torch.manual_seed(0)
+    n, target = 100_000, gaussian()
+    z = target.rsample(draw(n, 2))
+    z_next, _ = MOVES[name](target, 0.6)(z)
+    region = lambda z: (2 * (z[:, 0] > 1.3) + (z[:, 1] > 0)).long()
+    flow = torch.zeros(4, 4).index_put_((region(z), region(z_next)), torch.ones(n), accumulate=True)
+    difference = (flow - flow.T).abs()
+    assert (difference <= 5 * (flow + flow.T).sqrt()).all() and (flow.sum(1) - flow.diagonal() > 1000).all()
+
+
+@every_move
+def test_a_small_step_is_accepted_and_a_large_one_is_not(name):
+    torch.manual_seed(0)
+    z = ENERGIES["D"].modes[0][torch.randint(4, (500,))] + 0.4 * torch.randn(500, 2)
+    rates = []
+    for step in (0.01, 0.5, 5.0):
+        move = MOVES[name](ENERGIES["D"], step)
+        assert math.isnan(move.acceptance)
+        move(z)
+        assert move.accepted.shape == (500,)
+        rates.append(move.acceptance)
+    assert rates[0] > 0.99 and 0.3 < rates[1] < 0.95 and rates[2] < 0.05
+
+
+@every_move
+def test_each_state_has_its_own_step_size(name):
+    torch.manual_seed(0)
+    z, noise, steps = draw(3, 4, 2), draw(3, 4, 2), 0.1 + 0.3 * torch.rand(3, 4, dtype=torch.float64)
+    move = MOVES[name](gaussian(), steps)
+    move(z, None, noise)
+    for row in range(3):
+        for column in range(4):
+            alone = MOVES[name](gaussian(), float(steps[row, column]))
+            alone(z[row, column], None, noise[row, column])
+            torch.testing.assert_close(alone.accepted, move.accepted[row, column])
+
+
+@every_move
+def test_where_the_density_is_zero_a_proposal_is_rejected(name):
+    torch.manual_seed(0)
+    n, inside = 20_000, Normal(torch.tensor(0.0, dtype=torch.float64), 1.0)
+    half = Energy("half", lambda z: torch.where(z[..., 0] > 0, inside.log_prob(z).sum(-1), -torch.inf), dim=1)
+    z = start = draw(n, 1).abs()
+    for _ in range(10):
+        z, log_ratio = MOVES[name](half, 0.3)(z)
+        assert log_ratio.isfinite().all()
+    assert (z > 0).all() and (z != start).float().mean() > 0.9
+    assert float(z.mean()) == pytest.approx((2 / math.pi) ** 0.5, abs=0.02)
+    assert float(z.square().mean()) == pytest.approx(1, abs=0.05)
+
+
+@every_move
+@pytest.mark.parametrize("value", [-math.inf, math.nan])
+def test_a_state_that_cannot_leave_has_log_ratio_zero_and_one_that_can_minus_infinity(name, value):
+    torch.manual_seed(0)
+    right = lambda z: torch.where(z[..., 0] > 0, -0.5 * z.square().sum(-1), value)
+    outside = Energy("right", right, dim=2)
+    far, near = draw(100, 2) - 50, draw(100, 2) * torch.tensor([0.0, 1.0]) - 1e-9
+    z_next, log_ratio = MOVES[name](outside, 0.3)(far)
+    assert torch.equal(z_next, far)
+    if value == -math.inf:
+        assert not log_ratio.any()
+        z_next, log_ratio = MOVES[name](outside, 0.3)(near)
+        came_in = z_next[:, 0] > 0
+        assert came_in.any() and (log_ratio[came_in] == -math.inf).all() and not log_ratio[~came_in].any()
+
+
+@every_move
+def test_a_density_without_a_gradient_is_explored_all_the_same(name):
+    torch.manual_seed(0)
+    square = Energy("square", lambda z: torch.where((z.abs() < 1).all(-1), 0.0, -torch.inf).to(z))
+    z = 2 * torch.rand(20_000, 2, dtype=torch.float64) - 1
+    for _ in range(10):
+        z, _ = MOVES[name](square, 0.2)(z)
+    assert (z.abs() < 1).all()
+    assert torch.allclose(z.square().mean(0), torch.tensor(1 / 3, dtype=torch.float64), atol=0.01)
+
+
+@every_move
+def test_a_chain_of_moves_has_unbiased_weights(name):
+    torch.manual_seed(0)
+    base = DiagonalGaussian(torch.zeros(2, dtype=torch.float64), torch.full((2,), 2.0, dtype=torch.float64))
+    target = Energy("5 N", lambda z: gaussian().log_prob(z) + math.log(5))
+    path = GeometricPath(base, target, linear_alphas(8))
+    chain = Chain(base, [MOVES[name](path[t], 0.5, 2) for t in range(1, 9)])
+    trajectory = chain.rsample(20_000)
+    log_weight = chain.log_weight(target, trajectory)
+    z = trajectory.z
+    textbook = sum(path[t].log_prob(z[t - 1]) - path[t - 1].log_prob(z[t - 1]) for t in range(1, 9))
+    torch.testing.assert_close(log_weight, textbook, atol=1e-9, rtol=0)
+    estimate, error = evidence.log_mean_weight(log_weight)
+    assert error < 0.02 and abs(estimate - math.log(5)) < 4 * error
+    alone = Chain(base)
+    importance = alone.log_weight(target, alone.rsample(20_000))
+    assert evidence.effective_sample_size(log_weight) > 1.5 * evidence.effective_sample_size(importance)
+
+
+@every_move
+def test_a_move_uses_the_noise_it_is_given_and_keeps_the_parameters_gradients_empty(name):
+    torch.manual_seed(0)
+    loc = torch.zeros(2, requires_grad=True)
+    target = DiagonalGaussian(loc, torch.ones(2))
+    z, noise = torch.zeros(2000, 2), torch.randn(2000, 2)
+    z_next, _ = MOVES[name](target, 1e-3)(z, None, noise)
+    moved = (z_next != z).any(-1)
+    assert moved.float().mean() > 0.95 and loc.grad is None
+    leaps = 1 if name == "langevin" else 5
+    torch.testing.assert_close(z_next[moved], leaps * 1e-3 * noise[moved], atol=1e-5, rtol=1e-3)
+
+
+def test_metropolis_is_found_here_too():
+    z_next, log_ratio = Metropolis(ENERGIES["A"], 0.5)(torch.zeros(5, 2))
+    assert z_next.shape == (5, 2) and log_ratio.shape == (5,)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"step_size": 0.0}, "step_size must be finite and above 0, got 0.0"),
+        ({"step_size": math.nan}, "step_size must be finite and above 0, got nan"),
+        ({"step_size": torch.tensor([0.1, -0.1])}, r"step_size must be finite and above 0, got tensor\("),
+        ({"step_size": "large"}, "step_size must be a number above 0, got 'large'"),
+        ({"step_size": 0.1, "n_leapfrog": 0}, "n_leapfrog must be a whole number from 1, got 0"),
+        ({"step_size": 0.1, "n_moves": 1.5}, "n_moves must be a whole number from 1, got 1.5"),
+    ],
+)
+def test_impossible_sizes_and_numbers_are_refused(given, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Hamiltonian(SimpleNamespace(dim=2), **given)
