@@ -6,6 +6,7 @@ that normalises, and those that other papers use: two mixtures of Gaussians, a f
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,10 +105,16 @@ class GaussianMixture:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Log f(z) in nats; z: (*batch, dim) -> (*batch,)."""
+        alone = [1] * (z.ndim - 1)  # the Gaussians come first, so that sums run along the samples
+        distance = (z - self.centres.to(z).view(-1, *alone, z.shape[-1])).square().sum(-1)
+        log_heights = self._log_heights.to(z).view(-1, *alone)
+        return torch.logsumexp(torch.add(log_heights, distance, alpha=-0.5 / self.variance), 0)
+
+    @functools.cached_property
+    def _log_heights(self) -> Tensor:
+        """Of each Gaussian at its centre."""
         dim = self.centres.shape[-1]
-        distance = (z.unsqueeze(-2) - self.centres.to(z)).square().sum(-1)
-        log_height = self.weights.to(z).log() - 0.5 * dim * math.log(2 * math.pi * self.variance)
-        return torch.logsumexp(log_height - 0.5 * distance / self.variance, -1)
+        return self.weights.double().log() - 0.5 * dim * math.log(2 * math.pi * self.variance)
 
 
 def _mixture(name: str, centres: Tensor, weights: Tensor, variance: float, **known: Any) -> Energy:

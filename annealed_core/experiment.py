@@ -19,6 +19,7 @@ from annealed_core.chain import Chain
 from annealed_core.problems import Mnist, Problem, auto_encoder
 from annealed_core.spec import Spec, check_parameter
 from annealed_core.store import Folder
+from annealed_core.system import keep_memory
 from annealed_core.vae import VAE
 
 __all__ = ["Run", "Spec", "TrainingError", "check_parameter", "run"]
@@ -161,6 +162,7 @@ def train(specs: Sequence[Spec], device: str = "cpu") -> None:
         specs: one, or as many as `stack_key` says can be stacked.
         device: "cpu" or a CUDA device.
     """
+    keep_memory()
     asked = {Folder.of(spec, device): spec for spec in specs}
     with ExitStack() as held:
         for folder in sorted(asked, key=lambda folder: folder.path):  # in the same order everywhere: no deadlock

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+SMALLEST_SCALE = 1e-6  # of a conditional: its logarithm must stay finite
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 
@@ -54,7 +55,7 @@ class DiagonalGaussian:
 
     def detach(self) -> DiagonalGaussian:
         """The same density, without a gradient to whatever made its parameters."""
-        return DiagonalGaussian(self.loc.detach(), self.scale.detach())
+        return type(self)(self.loc.detach(), self.scale.detach())
 
 
 class Kernel(Protocol):
@@ -123,7 +124,7 @@ class GatedGaussian(ConditionalGaussian):
     def locate(z: Tensor, outputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
         """Interpolate between z and the move by the gate."""
         move, gate, scale = outputs.chunk(3, axis)
-        return torch.lerp(z, move, torch.sigmoid(gate)), softplus(scale) + 1e-6
+        return torch.lerp(z, move, torch.sigmoid(gate)), softplus(scale) + SMALLEST_SCALE
 
 
 class ResidualGaussian(ConditionalGaussian):
@@ -147,7 +148,7 @@ class ResidualGaussian(ConditionalGaussian):
     def locate(z: Tensor, outputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
         """Add the move to z."""
         move, scale = outputs.chunk(2, axis)
-        return z + move, softplus(scale) + 1e-6
+        return z + move, softplus(scale) + SMALLEST_SCALE
 
 
 class GaussianPair(nn.Module):

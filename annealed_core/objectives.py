@@ -79,7 +79,7 @@ def avo_steps(
     moved = trajectory.z[1:]
     alpha = _exponents(alphas, trajectory.log_ratios)
     log_target = target.log_prob(moved) if beta == 1 else target.log_likelihood(moved) + beta * target.log_prior(moved)
-    log_f = alpha * log_target + (1 - alpha) * beta * chain.base.log_prob(moved)
+    log_f = torch.addcmul(alpha * log_target, (1 - alpha) * beta, chain.base.log_prob(moved))
     log_f_before = torch.cat([beta * trajectory.log_q0.unsqueeze(0), log_f[:-1]]).detach()
     return log_f + beta * trajectory.log_ratios - log_f_before
 

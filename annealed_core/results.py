@@ -82,10 +82,21 @@ def record(profile: str, name: str, runs: Sequence[Run]) -> None:
         new = {"spec": spec, "metrics": run.metrics, "seconds": round(run.seconds, 1), **made}
         new["code"] = code_version(run.spec.experiment)
         old = known.get(json.dumps(spec, sort_keys=True))
-        if old is None or old["metrics"] != run.metrics:  # a run found again keeps the date and commit it was made at
+        if old is None or _rounded(old["metrics"]) != _rounded(
+            run.metrics
+        ):  # a run found again keeps the date and commit it was made at
             known[json.dumps(spec, sort_keys=True)] = new
-    ordered = [known[each] for each in sorted(known)]
-    replace_file(path, (json.dumps(ordered, indent=1, sort_keys=True) + "\n").encode())
+    lines = ",\n".join(json.dumps(_rounded(known[each]), sort_keys=True) for each in sorted(known))
+    replace_file(path, f"[\n{lines}\n]\n".encode())
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to seven significant digits: all that float32 has."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
 
 
 def load(profile: str, name: str) -> list[Record]:

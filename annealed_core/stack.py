@@ -8,14 +8,39 @@ contiguous samples, and a layer is one batched matrix product.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from annealed_core.kernels import ConditionalGaussian, GaussianPair, drawn_log_prob
+from annealed_core.fused import Gated, Residual, Transitions
+from annealed_core.kernels import (
+    ConditionalGaussian,
+    DiagonalGaussian,
+    GatedGaussian,
+    GaussianPair,
+    ResidualGaussian,
+    normal_log_prob,
+)
+
+
+def samples_last(z: Tensor) -> Tensor:
+    """Z (*sample, M, dim) with the last of its sample dimensions, if there is one, behind M: (..., M, sample, dim).
+
+    What sums over dim then comes out in the order in which it lies in memory, (..., M, sample).
+    """
+    return z.transpose(-3, -2) if z.ndim > 2 else z.unsqueeze(-2)
+
+
+class StackedBase(DiagonalGaussian):
+    """The bases of M models: loc and scale are (M, dim)."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log density in nats; z: (*sample, M, dim) -> (*sample, M)."""
+        values = normal_log_prob(samples_last(z), self.loc.unsqueeze(-2), self.scale.unsqueeze(-2))
+        return values.mT if z.ndim > 2 else values.squeeze(-1)
 
 
 class Stack(nn.Module):
@@ -51,100 +76,66 @@ def stack(models: Sequence[nn.ModuleList]) -> Stack:
     if any(shape != shapes[0] for shape in shapes) or any(kind != kinds[0] for kind in kinds):
         raise ValueError("models to be stacked must have the same kernels and shapes")
     gaussian = [kernel for kernel in models[0] if isinstance(kernel, GaussianPair) and kernel.forwards.context is None]
-    if gaussian and len(gaussian) == len(kinds[0]) and len(set(kinds[0])) == 1:
+    alike = len({getattr(kernel, "conditional", None) for kernel in gaussian} & HEADS.keys()) == 1
+    if gaussian and len(gaussian) == len(kinds[0]) and len(set(kinds[0])) == 1 and alike:
         return GaussianStack(models)
     return MappedStack(models)
 
 
-class StackedConditional(nn.Module):
-    """The conditionals q, or r, of T transitions of M models: what T x M `ConditionalGaussian`s compute.
-
-    Args:
-        conditionals: T lists of M conditionals of one kind.
-    """
-
-    NAMES = ("hidden.weight", "hidden.bias", "outputs.weight", "outputs.bias")
-
-    def __init__(self, conditionals: Sequence[Sequence[ConditionalGaussian]]) -> None:
-        super().__init__()
-        self.locate = type(conditionals[0][0]).locate
-        states = [[conditional.state_dict() for conditional in row] for row in conditionals]
-        for name in self.NAMES:  # weights (T, M, out, in); biases (T, M, out, 1)
-            value = torch.stack([torch.stack([state[name] for state in row]) for row in states])
-            value = value.unsqueeze(-1) if name.endswith("bias") else value
-            self.register_parameter(name.replace(".", "_"), nn.Parameter(value.clone()))
-
-    @property
-    def weights(self) -> tuple[Tensor, ...]:
-        """The four parameters, each (T, M, ...)."""
-        return tuple(getattr(self, name.replace(".", "_")) for name in self.NAMES)
-
-    def forward(self, z: Tensor, weights: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-        """States z (N, dim, S) and weights (N, ...) -> mu, sigma, both (N, dim, S)."""
-        hidden_weight, hidden_bias, outputs_weight, outputs_bias = weights
-        hidden = torch.baddbmm(hidden_bias, hidden_weight, z).relu_()
-        return self.locate(z, torch.baddbmm(outputs_bias, outputs_weight, hidden), 1)
-
-    def unstack(self, step: int, model: int) -> dict[str, Tensor]:
-        """The state dict of one conditional."""
-        values = (value.detach()[step, model] for value in self.weights)
-        return {n: v.squeeze(-1) if n.endswith("bias") else v for n, v in zip(self.NAMES, values, strict=True)}
-
-
 class GaussianStack(Stack):
-    """T `GaussianPair`s of M models, all of one kind.
+    """T `GaussianPair`s of M models, all of one kind; `fused.Transitions` computes them.
 
-    Only drawing goes transition by transition: the reverse conditionals see the states when all are there, and where
-    the states are cut off from each other (`local`), so do the forward ones, all T x M in one product.
+    Parameters, of the forward and of the reverse conditionals: the hidden layer with its bias as last column
+    (T, M, H, dim + 1), the outputs (T, M, parts * dim, H) and their bias (T, M, parts * dim, 1).
     """
 
     def __init__(self, models: Sequence[Sequence[GaussianPair] | nn.ModuleList]) -> None:
         super().__init__()
-        self.forwards = StackedConditional([[pair.forwards for pair in row] for row in zip(*models, strict=True)])
-        self.reverse = StackedConditional([[pair.reverse for pair in row] for row in zip(*models, strict=True)])
+        self.head = HEADS[cast(GaussianPair, models[0][0]).conditional]
+        self.weights = nn.ParameterList()
+        for side in ("forwards", "reverse"):
+            packed = [[_packed(getattr(pair, side)) for pair in row] for row in zip(*models, strict=True)]
+            for part in range(3):
+                value = torch.stack([torch.stack([each[part] for each in row]) for row in packed])
+                self.weights.append(nn.Parameter(value.clone()))
 
     def __len__(self) -> int:
-        return len(self.forwards.weights[0])
+        return len(self.weights[0])
 
     def rsample(self, start: Tensor, noise: Tensor, local: bool = False) -> tuple[Tensor, Tensor]:
         """Run all transitions; see `Stack`."""
-        n, models, dim = len(self), start.shape[-2], start.shape[-1]
+        models, dim = start.shape[-2:]
         sample = start.shape[:-2]
         start = start.reshape(-1, models, dim).permute(1, 2, 0)  # (M, dim, S)
-        fresh = noise.reshape(n, -1, models, dim).permute(0, 2, 3, 1)  # (T, M, dim, S)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not local):
-            states, scales = [start], []
-            steps = zip(*(value.unbind() for value in self.forwards.weights), strict=True)
-            for weights, each in zip(steps, fresh.unbind(), strict=True):
-                loc, scale = self.forwards(states[-1], weights)
-                states.append(torch.addcmul(loc, scale, each))
-                scales.append(scale)
-            before, after, scale = torch.stack(states[:-1]), torch.stack(states[1:]), torch.stack(scales)
-        if local and torch.is_grad_enabled():  # again, with gradients, and all at once
-            loc, scale = self.forwards(before.flatten(0, 1), _flat(self.forwards.weights))
-            loc, scale = loc.view_as(before), scale.view_as(before)
-            after = torch.addcmul(loc, scale, fresh)
-        loc, back = self.reverse(after.flatten(0, 1), _flat(self.reverse.weights))
-        loc, back = loc.view_as(before), back.view_as(before)
-        log_ratios = drawn_log_prob((before - loc) / back, back, 2) - drawn_log_prob(fresh, scale, 2)  # (T, M, S)
-        z = torch.cat([start.unsqueeze(0), after]).permute(0, 3, 1, 2)
-        return z.reshape(n + 1, *sample, models, dim), log_ratios.mT.reshape(n, *sample, models)
+        fresh = noise.reshape(len(self), -1, models, dim).permute(0, 2, 3, 1).contiguous()  # (T, M, dim, S)
+        weights = self.weights._parameters.values()  # iterating over the list itself takes as long as a product
+        states, log_ratios = Transitions.apply(start, fresh, local, self.head, *weights)
+        z = states.permute(0, 3, 1, 2).reshape(len(states), *sample, models, dim)
+        return z, log_ratios.mT.reshape(len(self), *sample, models)
 
     def unstack(self) -> list[dict[str, Tensor]]:
         """The state dict of each model's own kernels."""
-        found: list[dict[str, Tensor]] = []
-        for model in range(self.forwards.weights[0].shape[1]):
+        values = [weight.detach() for weight in self.weights]
+        found = []
+        for model in range(len(values[0][0])):
             state: dict[str, Tensor] = {}
             for step in range(len(self)):
-                for side in ("forwards", "reverse"):
-                    part = getattr(self, side).unstack(step, model)
-                    state |= {f"{step}.{side}.{name}": value.clone() for name, value in part.items()}
+                for side, (inner, outer, bias) in (("forwards", values[:3]), ("reverse", values[3:])):
+                    layers = {"hidden.weight": inner[step, model, :, :-1], "hidden.bias": inner[step, model, :, -1]}
+                    layers |= {"outputs.weight": outer[step, model], "outputs.bias": bias[step, model, :, 0]}
+                    state |= {f"{step}.{side}.{name}": value.clone() for name, value in layers.items()}
             found.append(state)
         return found
 
 
-def _flat(weights: Iterable[Tensor]) -> list[Tensor]:
-    return [value.flatten(0, 1) for value in weights]
+HEADS: dict[type[ConditionalGaussian], Any] = {GatedGaussian: Gated, ResidualGaussian: Residual}
+
+
+def _packed(conditional: ConditionalGaussian) -> tuple[Tensor, Tensor, Tensor]:
+    """The three weights that `fused` takes."""
+    hidden, outputs = conditional.hidden, conditional.outputs
+    inner = torch.cat([hidden.weight.detach(), hidden.bias.detach().unsqueeze(-1)], -1)
+    return inner, outputs.weight.detach(), outputs.bias.detach().unsqueeze(-1)
 
 
 class MappedStack(Stack):

@@ -29,7 +29,7 @@ from annealed_core.system import replace_file
 from annealed_core.targets import check_target
 
 PACKAGE = Path(__file__).parent
-_ALL = ("energies", "targets", "kernels", "stack", "chain", "objectives", "evidence", "spec", "experiment")
+_ALL = ("energies", "targets", "kernels", "fused", "stack", "chain", "objectives", "evidence", "spec", "experiment")
 #: The modules whose code can change a result of each experiment.
 CODE = {"toy": (*_ALL, "flows", "toys", "watch", "judge"), "mnist": (*_ALL, "schedules", "problems", "data", "vae")}
 

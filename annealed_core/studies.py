@@ -93,3 +93,10 @@ def best() -> list[Spec]:
 STUDIES: dict[str, Callable[[], list[Spec]]] = {
     study.__name__: study for study in (grid, objectives, kernels, momentum, length, compute, ring8, best)
 }
+
+
+def find_study(name: str) -> list[Spec]:
+    """The specs of that study; ValueError with the known names if there is none."""
+    if name not in STUDIES:
+        raise ValueError(f"unknown study {name!r}: choose one of {', '.join(STUDIES)}")
+    return STUDIES[name]()

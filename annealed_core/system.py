@@ -1,12 +1,13 @@
 """The machine that this runs on: its cores, processes that end together, files that are whole or absent."""
 
+import ctypes
 import multiprocessing
 import os
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +27,18 @@ def die_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, for its next tensors.
+
+    The C library else gives large pieces back at once, and the system has to clear them anew at each step of training:
+    a quarter of the time of a stack of 32 models. Does nothing where the C library is not glibc.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: what is smaller comes from the heap
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
 @contextmanager

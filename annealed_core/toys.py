@@ -14,7 +14,7 @@ from annealed_core.flows import Householder, InverseAutoregressive, Planar, Spli
 from annealed_core.judge import judge
 from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair, ResidualGaussianPair
 from annealed_core.spec import Spec
-from annealed_core.stack import stack
+from annealed_core.stack import StackedBase, stack
 from annealed_core.targets import check_target, geometric_alphas, linear_alphas
 from annealed_core.watch import Watched
 
@@ -101,7 +101,7 @@ class Toys:
         self.stack = stack(models).to(device)
         self.target = Watched([spec.target_object for spec in specs], f"lr {self.spec.lr} may be too large")
         bases = [base(spec.target_object, device) for spec in specs]
-        start = DiagonalGaussian(torch.stack([b.loc for b in bases]), torch.stack([b.scale for b in bases]))
+        start = StackedBase(torch.stack([b.loc for b in bases]), torch.stack([b.scale for b in bases]))
         self.chain = Chain(start, self.stack)
         self.alphas = initial_alphas(self.spec) if models[0] else torch.zeros(0)
         self.path = LearnedPath(self.alphas, len(specs)).to(device) if self.spec.path == "learned" else None

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from annealed_core.stack import samples_last
+
 
 class Watched:
     """The targets of M models as one: element m of the last batch dimension is weighed by the target of model m.
@@ -34,15 +36,16 @@ class Watched:
         if z.requires_grad:
             z = z.view_as(z)  # its own node, whose gradient is that of log_prob alone
             z.register_hook(lambda gradient: self._watch("the gradient of log_prob", gradient, point))
-        parts = []
+        parts, ordered = [], samples_last(z)
         for start, end in self._slices:
-            part, target = z[..., start:end, :], self.targets[start]
+            part, target = ordered[..., start:end, :, :], self.targets[start]
             values = target.log_prob(part)
             if values.shape != part.shape[:-1]:
                 shapes = f"log_prob of z {tuple(part.shape)} must have shape {tuple(part.shape[:-1])}"
                 raise ValueError(f"target {name_of(target)}: {shapes}, got {tuple(values.shape)} at step {self.step}")
             parts.append(values)
-        values = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        values = parts[0] if len(parts) == 1 else torch.cat(parts, -2)
+        values = values.mT if z.ndim > 2 else values.squeeze(-1)
         self._watch("log_prob", values.detach().unsqueeze(-1), point)
         return values
 

@@ -35,7 +35,7 @@ from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair
 from annealed_core.results import machine, versions
 from annealed_core.spec import Spec
 from annealed_core.stack import stack
-from annealed_core.system import cores
+from annealed_core.system import cores, keep_memory
 from annealed_core.targets import ENERGIES, linear_alphas
 from annealed_core.toys import Toys
 
@@ -252,6 +252,7 @@ def ours(n_models: int, method: str, setting: Setting) -> Train:
         Spec("toy", method, target=TARGET.name, lr=LEARNING_RATE, beta1=BETA1, seed=seed, steps=10**9, **shape)
         for seed in range(n_models)
     ]
+    keep_memory()  # as experiment.train does
     problem = Toys(specs)
     optimiser = torch.optim.Adam(problem.model.parameters(), lr=LEARNING_RATE, betas=(BETA1, BETA2), fused=True)
     done = 0
@@ -280,12 +281,12 @@ def ours_check(method: str, model: nn.ModuleList, noise: Tensor) -> tuple[Tensor
     arguments = (linear_alphas(len(model)),) if method == "avo" else ()
     values = getattr(objectives, method)(chain, TARGET, *arguments, noise=noise.unsqueeze(2)).squeeze(1)
     values.mean().backward()
-    gradients = {
-        f"{side}.{name}": value.grad.squeeze(1)
-        for side in SIDES
-        for name, value in zip(getattr(stacked, side).NAMES, getattr(stacked, side).weights, strict=True)
-    }
-    return values, {n: g.squeeze(-1) if n.endswith("bias") else g for n, g in gradients.items()}
+    gradients = {}
+    for side, parts in zip(SIDES, (stacked.weights[:3], stacked.weights[3:]), strict=True):
+        inner, outer, bias = (part.grad.squeeze(1) for part in parts)
+        gradients |= {f"{side}.hidden.weight": inner[..., :-1], f"{side}.hidden.bias": inner[..., -1]}
+        gradients |= {f"{side}.outputs.weight": outer, f"{side}.outputs.bias": bias.squeeze(-1)}
+    return values, gradients
 
 
 CONTESTANTS: dict[str, Callable[[int, str, Setting], Train]] = {
