@@ -4,14 +4,15 @@
     r = run(Spec(experiment="toy", target="D", method="avo"))
     r.metrics["log_z"], r.chain.rsample(1000).z[-1]
 
-`chain.py` holds the one idea; `targets`, `kernels`, `objectives`, `schedules` and `evidence` are its parts.
+`chain.py` holds the one idea; `targets`, `kernels`, `flows`, `objectives`, `schedules`, `evidence` and `ais` are parts
+of it.
 """
 
-from annealed_core import chain, data, evidence, kernels, objectives, schedules, targets
+from annealed_core import ais, chain, data, evidence, flows, kernels, moves, objectives, schedules, targets
 from annealed_core.chain import Chain
 from annealed_core.data import load_mnist
 from annealed_core.experiment import Run, TrainingError, run
-from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair
+from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair, ResidualGaussianPair
 from annealed_core.spec import Spec
 from annealed_core.sweep import sweep
 
@@ -19,14 +20,18 @@ __all__ = [
     "Chain",
     "DiagonalGaussian",
     "GatedGaussianPair",
+    "ResidualGaussianPair",
     "Run",
     "Spec",
     "TrainingError",
+    "ais",
     "chain",
     "data",
     "evidence",
+    "flows",
     "kernels",
     "load_mnist",
+    "moves",
     "objectives",
     "run",
     "schedules",

@@ -92,6 +92,12 @@ def verdict(difference: Interval | None, claimed_sign: int, smallest_effect: flo
     return "not reproduced" if high < smallest_effect else "inconclusive"
 
 
+def loses_a_mode(run: Any, below: float = 0.2) -> bool:
+    """Whether a toy run, or its record, leaves a mode less than that share of the samples that belong to it."""
+    masses = run.spec.target_object.modes[1].tolist()
+    return any(share < below * mass for share, mass in zip(run.metrics["mode_shares"], masses, strict=True))
+
+
 def select(runs: Iterable[Any], **fields: Any) -> list[Any]:
     """The runs (or committed records) whose spec has these values, in the order of their seeds."""
     found = [run for run in runs if all(getattr(run.spec, name) == value for name, value in fields.items())]
@@ -115,12 +121,19 @@ def difference(runs: Sequence[Any], metric: str, ours: str, theirs: str, **field
 
     Returns None where no seed was run with both. Raises ValueError where a method has several runs of one seed.
     """
+    return paired(select(runs, method=ours, **fields), select(runs, method=theirs, **fields), metric)
+
+
+def paired(ours: Sequence[Any], theirs: Sequence[Any], metric: str) -> Interval | None:
+    """The paired difference of a metric, ours - theirs, over the seeds that both sets of runs or records have.
+
+    Returns None where there is no such seed. Raises ValueError where a set has several runs of one seed.
+    """
     values = []
-    for method in (ours, theirs):
-        found = select(runs, method=method, **fields)
+    for found in (ours, theirs):
         by_seed = {run.spec.seed: run.metrics[metric] for run in found}
         if len(by_seed) < len(found):
-            raise ValueError(f"{len(found)} runs of {method!r} share {len(by_seed)} seeds: name more fields")
+            raise ValueError(f"{len(found)} runs share {len(by_seed)} seeds: name more fields")
         values.append(by_seed)
     common = sorted(values[0].keys() & values[1].keys())
     return paired_difference([values[0][s] for s in common], [values[1][s] for s in common]) if common else None

@@ -131,7 +131,7 @@ def _train(problem: Problem, folder: Folder, label: str, device: str) -> tuple[l
                 _check_finite(problem, number, histories[number][-1])
             bar.update(step - bar.n)
             now = time.perf_counter()
-            if now - written > SECONDS_BETWEEN_CHECKPOINTS and step < problem.steps:
+            if now - written > SECONDS_BETWEEN_CHECKPOINTS:  # the last one too: judging may still fail
                 checkpoint = {
                     "model": problem.model.state_dict(),
                     "optimiser": optimiser.state_dict(),
@@ -155,6 +155,10 @@ def _check_finite(problem: Problem, number: int, line: dict[str, float]) -> None
             problem.failures[number] = f"{name} became {value} by step {line['step']}: {causes}"
 
 
+def _bounds(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: metrics[name] for name in ("elbo", "log_z", "nll") if metrics.get(name) is not None}
+
+
 def train(specs: Sequence[Spec], device: str = "cpu") -> None:
     """Train side by side those of the specs that the store lacks; runs that fail are kept as failed.
 
@@ -167,13 +171,14 @@ def train(specs: Sequence[Spec], device: str = "cpu") -> None:
     with ExitStack() as held:
         for folder in sorted(asked, key=lambda folder: folder.path):  # in the same order everywhere: no deadlock
             held.enter_context(folder.lock())
-        folders = [folder for folder in asked if not folder.is_whole() and folder.failure() is None]
+        folders = [folder for folder in asked if not folder.is_done()]
         if not folders:
             return
+        if Folder.of_stack(list(asked)).load("checkpoint.pt") is not None:
+            folders = list(asked)  # stopped between two results: only whole stacks go on from their checkpoint
         missing = [asked[folder] for folder in folders]
-        alone = len(missing) == 1
-        checkpoints = folders[0] if alone else Folder.of_stack(folders)
-        label = missing[0].label if alone else f"{len(missing)} x {missing[0].method}"
+        checkpoints = folders[0] if len(missing) == 1 else Folder.of_stack(folders)
+        label = missing[0].label if len(missing) == 1 else f"{len(missing)} x {missing[0].method}"
         with _own_random_state(missing[0].seed, device):
             problem = PROBLEMS[missing[0].experiment](missing, device)
             histories, seconds = _train(problem, checkpoints, label, device)
@@ -181,6 +186,9 @@ def train(specs: Sequence[Spec], device: str = "cpu") -> None:
             metrics = problem.metrics()
             seconds = (seconds + time.perf_counter() - begun) / len(missing)
         for number, (folder, weights) in enumerate(zip(folders, problem.weights(), strict=True)):
+            if folder.is_done():
+                continue
+            _check_finite(problem, number, {"step": problem.steps, **_bounds(metrics[number])})
             if number in problem.failures:
                 folder.write_failure(f"{missing[number].label}: {problem.failures[number]}")
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from annealed_core import evidence
+from annealed_core.chain import Chain
+from annealed_core.comparison import Interval
 from annealed_core.plotting import COLOURS, NAMES, label_panel, panels
+from annealed_core.targets import GeometricPath, linear_alphas
 
 
 @torch.no_grad()
@@ -46,9 +49,9 @@ def densities(targets: Mapping[str, Any], columns: int = 6, width: float = 9.0) 
     return figure
 
 
-def draw_samples(axes: Axes, z: Tensor, method: str) -> None:
+def draw_samples(axes: Axes, z: Tensor, method: str, size: float = 1.5, alpha: float = 0.4) -> None:
     """Samples z (n, 2) as dots in the method's colour."""
-    axes.scatter(z[:, 0], z[:, 1], s=1.5, alpha=0.4, color=COLOURS.get(method, COLOURS["other"]), linewidths=0)
+    axes.scatter(z[:, 0], z[:, 1], s=size, alpha=alpha, color=COLOURS.get(method, COLOURS["other"]), linewidths=0)
 
 
 def samples(rows: Mapping[str, Mapping[str, Tensor]], targets: Mapping[str, Any], width: float = 9.0) -> Figure:
@@ -89,6 +92,22 @@ def curves(axes: Axes, histories: Mapping[str, Sequence[Sequence[Mapping[str, fl
     axes.set_xlabel(x)
 
 
+def band(axes: Axes, x: Sequence[float], found: Sequence[Interval | None], method: str) -> None:
+    """A line of means with their intervals, in the colour of the method; points without a value are left out."""
+    points = [(place, value) for place, value in zip(x, found, strict=True) if value is not None]
+    axes.errorbar(
+        [place for place, _ in points],
+        [value.mean for _, value in points],
+        yerr=[value.half_width if value.n > 1 else 0.0 for _, value in points],
+        fmt="o-",
+        ms=4,
+        capsize=2.5,
+        lw=1.4,
+        color=COLOURS.get(method, COLOURS["other"]),
+        label=NAMES.get(method, method),
+    )
+
+
 def image_grid(rows: Mapping[str, Tensor], width: float = 9.0) -> Figure:
     """Rows of 28 x 28 images; label -> (n, 784) in [0, 1]."""
     n = len(next(iter(rows.values())))
@@ -101,3 +120,40 @@ def image_grid(rows: Mapping[str, Tensor], width: float = 9.0) -> Figure:
         for spine in ax.spines.values():
             spine.set_visible(False)
     return figure
+
+
+@torch.no_grad()
+def particles(
+    chains: Mapping[str, Chain], target: Any, n: int = 400, pause: int = 2, between: int = 6, width: float = 5.0
+) -> tuple[Figure, Callable[[int], None], int]:
+    """Particles on their way through chains of as many kernels, one panel a method, for `plotting.show_animation`.
+
+    Between two states particles move on straight lines, which the chains know nothing of; the contours are those of
+    the intermediate target that the particles move to.
+
+    Args:
+        chains: method -> chain.
+        target: two-dimensional, the end of the path.
+        n: particles.
+        pause, between: frames that a state is held, and that lie between two states.
+        width: in inches.
+
+    Returns the figure, the function that draws a frame, and the number of frames.
+    """
+    figure, axes = panels(1, len(chains), width, width / len(chains) + 0.3)
+    steps = len(next(iter(chains.values())))
+    states = {method: chain.rsample(n).z for method, chain in chains.items()}
+
+    def draw(frame: int) -> None:
+        step, part = divmod(frame, pause + between)
+        share = max(0.0, (part - pause + 1) / between)
+        share = share * share * (3 - 2 * share)  # sets off and arrives gently
+        for ax, (method, chain) in zip(axes[0], chains.items(), strict=True):
+            path = GeometricPath(chain.base, target, linear_alphas(steps))
+            after = min(step + 1, steps)
+            ax.clear()
+            draw_density(ax, path[after if part >= pause else step], filled=False, points=100)
+            draw_samples(ax, torch.lerp(states[method][step], states[method][after], share), method, 5, 1.0)
+            ax.set_title(f"{NAMES.get(method, method)}: t = {after if part >= pause else step}", loc="center")
+
+    return figure, draw, steps * (pause + between) + pause

@@ -100,7 +100,8 @@ class Hamiltonian:
             log_f = torch.where(accept, log_f_new, log_f)
             accepted = accepted + log_accept.clamp(max=0).exp() / self.n_moves
         self.accepted = accepted
-        return z, torch.where(start == log_f, 0.0, start - log_f)  # 0 also for a state that stays where log f is -inf
+        stays = (start == log_f) | start.isnan()  # a state that stays where log f is -inf, or NaN
+        return z, torch.where(stays, 0.0, start - log_f)
 
 
 class Langevin(Hamiltonian):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
 import seaborn as sns
 from IPython.display import Image, Markdown, display
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from annealed_core.comparison import Interval
@@ -23,6 +25,8 @@ COLOURS: dict[str, Any] = {
     "elbo": _PALETTE[0],
     "hvi": _PALETTE[0],
     "avo": _PALETTE[1],
+    "iaf-elbo": _PALETTE[9],
+    "iaf-avo": _PALETTE[3],
     "vae": _PALETTE[2],
     "ais": _PALETTE[4],
     "other": _PALETTE[7],
@@ -36,6 +40,7 @@ SCHEDULE_COLOURS: dict[str, Any] = {
 COLOURS |= {"quick": _PALETTE[7], "full": _PALETTE[0]}
 COLOURS |= SCHEDULE_COLOURS
 NAMES = {"elbo": "HVI, ELBO", "hvi": "HVI", "avo": "HVI-AVO", "vae": "VAE"}
+NAMES |= {"iaf-elbo": "IAF, ELBO", "iaf-avo": "IAF-AVO"}
 
 
 def use_style() -> None:
@@ -81,8 +86,42 @@ def show(figure: Figure, caption: str, alt: str) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.06, metadata={"Software": None})
     plt.close(figure)
-    display(Image(buffer.getvalue(), alt=alt), metadata={"image/png": {"alt": alt}})
+    _show_png(buffer.getvalue(), caption, alt)
+
+
+def _show_png(png: bytes, caption: str, alt: str) -> None:
+    display(Image(png, alt=alt), metadata={"image/png": {"alt": alt}})
     display(Markdown(caption), metadata={"annealed": "caption"})
+
+
+def show_animation(
+    figure: Figure, draw: Callable[[int], None], frames: int, caption: str, alt: str, milliseconds: int = 90
+) -> None:
+    """Show an animation once, as an animated PNG, which plays in any browser by itself and without a network.
+
+    Args:
+        figure: closed afterwards.
+        draw: brings the figure to the state of a frame, 0 to frames - 1.
+        frames: how many; the last one is held for two seconds before it begins again.
+        caption, alt: as for `show`.
+        milliseconds: between two frames.
+    """
+    if not caption or not alt:
+        raise ValueError("a figure needs a caption and an alternative text")
+    pictures = []
+    for frame in range(frames):
+        draw(frame)
+        canvas = cast(FigureCanvasAgg, figure.canvas)
+        canvas.draw()
+        picture = PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        pictures.append(picture.quantize(8, dither=PIL.Image.Dither.NONE))  # few colours: a tenth of the size
+    plt.close(figure)
+    buffer = io.BytesIO()
+    durations = [milliseconds] * (frames - 1) + [2000]
+    pictures[0].save(
+        buffer, "PNG", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=True
+    )
+    _show_png(buffer.getvalue(), caption, alt)
 
 
 def table(rows: Sequence[Mapping[str, Any]], caption: str | None = None) -> None:
@@ -137,7 +176,7 @@ def intervals(
     """
     series = list(dict.fromkeys(name for group in groups.values() for name in group))
     offsets = np.linspace(-0.2, 0.2, len(series)) if len(series) > 1 else [0.0]
-    for name, offset in zip(series, offsets, strict=True):
+    for place_in_palette, (name, offset) in enumerate(zip(series, offsets, strict=True)):
         found = [(row, group[name]) for row, group in enumerate(groups.values()) if name in group]
         mean = [value.mean for _, value in found]
         error = [value.half_width if value.n > 1 else 0.0 for _, value in found]
@@ -149,7 +188,7 @@ def intervals(
             fmt="o",
             ms=5,
             capsize=3,
-            color=COLOURS.get(name, "#444444"),
+            color=COLOURS.get(name, _PALETTE[place_in_palette % 10] if len(series) > 1 else "#444444"),
             label=names.get(name, name),
         )
     axes.set_yticks(range(len(groups)), list(groups))

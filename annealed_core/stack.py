@@ -69,12 +69,15 @@ class Stack(nn.Module):
 def stack(models: Sequence[nn.ModuleList]) -> Stack:
     """One stack of models that have the same kernels with different weights.
 
-    Raises ValueError for models that differ in more than their weights.
+    Raises ValueError for models that differ in the types of their kernels or the shapes of their weights, and for
+    kernels with a context. What else kernels hold that is no parameter or buffer is taken from the first model.
     """
     shapes = [[(name, value.shape) for name, value in model.state_dict().items()] for model in models]
     kinds = [[type(kernel) for kernel in model] for model in models]
     if any(shape != shapes[0] for shape in shapes) or any(kind != kinds[0] for kind in kinds):
         raise ValueError("models to be stacked must have the same kernels and shapes")
+    if any(name.split(".")[-2].startswith("context") for name, _ in shapes[0] if "." in name):
+        raise ValueError("models to be stacked must have kernels without a context")
     gaussian = [kernel for kernel in models[0] if isinstance(kernel, GaussianPair) and kernel.forwards.context is None]
     alike = len({getattr(kernel, "conditional", None) for kernel in gaussian} & HEADS.keys()) == 1
     if gaussian and len(gaussian) == len(kinds[0]) and len(set(kinds[0])) == 1 and alike:

@@ -17,9 +17,11 @@ import json
 import os
 import pickle
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
@@ -59,6 +61,27 @@ for _experiment in CODE:  # now, while the code that was imported is still what 
     code_version(_experiment)
 
 
+def _plain(value: Any) -> Any:
+    """What a target holds, as text and numbers: all that can make it another target."""
+    if isinstance(value, Tensor | torch.nn.Parameter | np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(each) for each in (value if isinstance(value, list | tuple) else sorted(value, key=str))]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if inspect.isfunction(value):
+        return [value.__qualname__, value.__code__.co_code.hex(), _plain(value.__code__.co_consts), _held(value)]
+    return [type(value).__qualname__, _plain(getattr(value, "__dict__", {}))]
+
+
+def _held(function: Any) -> Any:
+    """What a closure holds, and the defaults of its arguments."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return [_plain(each) for each in (*cells, *(function.__defaults__ or ())) if not inspect.isfunction(each)]
+
+
 def _fingerprint(target: Any) -> str:
     """What a user's own target is: its source where there is one, what it holds, and its values at 256 fixed points."""
     check_target(target)
@@ -66,15 +89,7 @@ def _fingerprint(target: Any) -> str:
     for part in (type(target), getattr(target, "log_prob", None)):
         with contextlib.suppress(OSError, TypeError):  # no source: defined at a prompt, or a closure
             digest.update(inspect.getsource(part).encode())  # type: ignore[arg-type]
-    for name, value in sorted(getattr(target, "__dict__", {}).items()):
-        plain = (
-            value.tolist()
-            if isinstance(value, Tensor)
-            else value
-            if isinstance(value, int | float | str)
-            else type(value).__qualname__
-        )
-        digest.update(f"{name}={plain}".encode())
+    digest.update(json.dumps(_plain(getattr(target, "__dict__", {}))).encode())
     generator = torch.Generator().manual_seed(0)
     points = torch.randn((256, target.dim), generator=generator) * torch.logspace(-1, 1, 256).unsqueeze(-1)
     with torch.no_grad():
@@ -98,7 +113,7 @@ def key(spec: Spec, device: str = "cpu") -> str:
         "code": code_version(spec.experiment),
         "torch": torch.__version__,
         "device": device.split(":")[0],
-    }
+    } | ({"zuko": version("zuko")} if spec.kernel in ("iaf", "spline") else {})
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -132,9 +147,9 @@ class Folder:
             return None
         return found if (self.path / "weights.pt").exists() else None
 
-    def is_whole(self) -> bool:
-        """Whether there is a result with weights that can be read."""
-        return self.result() is not None and self.load("weights.pt") is not None
+    def is_done(self) -> bool:
+        """Whether there is a result with weights that can be read, or a failure."""
+        return self.failure() is not None or (self.result() is not None and self.load("weights.pt") is not None)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json: from now on the run is done."""

@@ -44,6 +44,11 @@ def kernels() -> list[Spec]:
     return [s for k in ("residual", "planar", "spline") for m in ("elbo", "avo") for s in _toys(method=m, kernel=k)]
 
 
+def initialisation() -> list[Spec]:
+    """Gated pairs that start near the identity instead of with torch's weights."""
+    return [spec for method in ("elbo", "avo") for spec in _toys(method=method, initialisation="identity")]
+
+
 def momentum() -> list[Spec]:
     """Adam's beta1 = 0.999, as in the earlier report, instead of 0.9."""
     return [spec for method in ("elbo", "avo") for spec in _toys(method=method, beta1=0.999)]
@@ -83,16 +88,38 @@ def best() -> list[Spec]:
     spline = {"method": "avo", "kernel": "spline", "bins": 16, "n_transitions": 6, "lr": 2e-3, "lr_schedule": "cosine"}
     iaf = {"method": "elbo", "kernel": "iaf", "hidden": 64, "n_transitions": 1, "lr": 3e-3, "lr_schedule": "cosine"}
     return [
-        *_toys(fresh, ("ring8",), **spline, steps=16_000),
+        *_toys(fresh, ("ring8",), **spline, steps=40_000),
         *_toys(fresh, ("gmm40",), **spline, hidden=64, steps=6000),
         *_toys(fresh, ("funnel",), **iaf, batch=512, steps=20_000),
         *_toys(fresh, ("many_well",), **spline, hidden=64, steps=3000),
     ]
 
 
-STUDIES: dict[str, Callable[[], list[Spec]]] = {
-    study.__name__: study for study in (grid, objectives, kernels, momentum, length, compute, ring8, best)
+#: The lines of the table of all methods: what the specs of each have in common, in the studies below.
+LINES: dict[str, dict[str, Any]] = {
+    "HVI, ELBO": {"kernel": "gated", "method": "elbo", "initialisation": "default"},
+    "HVI-AVO": {"kernel": "gated", "method": "avo", "path": "linear", "elbo_steps": 0, "initialisation": "default"},
+    "HVI-AVO, then ELBO": {"kernel": "gated", "method": "avo", "path": "linear", "elbo_steps": 1500},
+    "HVI-AVO, geometric path": {"kernel": "gated", "method": "avo", "path": "geometric"},
+    "HVI-AVO, learned path": {"kernel": "gated", "method": "avo", "path": "learned"},
+    "HVI, 0.2 AVO + 0.8 ELBO": {"kernel": "gated", "method": "calibrated"},
+    "HVI, AVO in a fifth of the steps": {"kernel": "gated", "method": "mixture"},
+    "HVI, alpha-annealing": {"kernel": "gated", "method": "alpha"},
+    "HVI, IWAE-8": {"kernel": "gated", "method": "iwae"},
+    "HVI near the identity, ELBO": {"kernel": "gated", "method": "elbo", "initialisation": "identity"},
+    "HVI near the identity, AVO": {"kernel": "gated", "method": "avo", "initialisation": "identity"},
+    "residual HVI, ELBO": {"kernel": "residual", "method": "elbo"},
+    "residual HVI-AVO": {"kernel": "residual", "method": "avo"},
+    "planar flow, ELBO": {"kernel": "planar", "method": "elbo"},
+    "planar flow, AVO": {"kernel": "planar", "method": "avo"},
+    "IAF, ELBO": {"kernel": "iaf", "method": "elbo"},
+    "IAF-AVO": {"kernel": "iaf", "method": "avo"},
+    "spline flow, ELBO": {"kernel": "spline", "method": "elbo"},
+    "spline flow, AVO": {"kernel": "spline", "method": "avo"},
 }
+
+_EVERY = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best)
+STUDIES: dict[str, Callable[[], list[Spec]]] = {study.__name__: study for study in _EVERY}
 
 
 def find_study(name: str) -> list[Spec]:

@@ -8,6 +8,7 @@ import pickle
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,6 +113,8 @@ def sweep(specs: Sequence[Spec], processes: int | None = None, device: str = "cp
                 for future in as_completed(futures):
                     future.result()
                     bar.update(len(futures[future]))
+            except BrokenProcessPool:
+                pass  # something of a target or of the script could not be loaded there: train it here
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -35,7 +35,7 @@ def keep_memory() -> None:
     The C library else gives large pieces back at once, and the system has to clear them anew at each step of training:
     a quarter of the time of a stack of 32 models. Does nothing where the C library is not glibc.
     """
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):  # on Windows and macOS
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: what is smaller comes from the heap
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink

@@ -145,7 +145,7 @@ class Toys:
         if spec.method == "iwae":
             groups = noise.unflatten(1, (spec.get("iwae_samples"), -1))
             return objectives.iwae(chain, target, spec.get("iwae_samples"), noise=groups).mean(0)
-        alphas = self.alphas if self.path is None else self.path()
+        alphas = self.alphas if self.path is None else self._learned_alphas()
         if spec.method == "calibrated":
             values = objectives.calibrated_avo(chain, target, alphas.detach(), spec.get("avo_weight"), noise=noise)
         else:
@@ -154,6 +154,12 @@ class Toys:
             return values.mean(0)
         fit = objectives.path_fit(chain, target, alphas, noise=noise)
         return values.mean(0) + fit - fit.detach()  # the path's gradient, and AVO's value
+
+    def _learned_alphas(self) -> Tensor:
+        """(T + 1, M); models that failed are left with the path they began with."""
+        assert self.path is not None
+        alphas = self.path()
+        return torch.where(alphas.isfinite(), alphas, self.alphas.to(alphas).unsqueeze(-1)) if self.failures else alphas
 
     def record(self) -> list[dict[str, float]]:
         means = torch.stack(self._recent).mean(0).tolist()
@@ -164,14 +170,16 @@ class Toys:
         return self.stack.unstack()
 
     def metrics(self) -> list[dict[str, Any]]:
-        alphas = (self.alphas.unsqueeze(-1).expand(-1, len(self.specs)) if self.path is None else self.path()).detach()
+        alphas = (
+            (self.alphas.unsqueeze(-1).expand(-1, len(self.specs)) if self.path is None else self.path()).detach().cpu()
+        )
         found: list[dict[str, Any]] = []
         for number, (spec, weights) in enumerate(zip(self.specs, self.weights(), strict=True)):
             if number in self.failures:
                 found.append({})
                 continue
             torch.manual_seed(spec.seed + 1)
-            found.append(judge(restore(spec, weights, self.device), spec, alphas[:, number]))
+            found.append(judge(restore(spec, weights), spec, alphas[:, number]))  # on the CPU, where grids are
         return found
 
     def state(self) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from annealed_core.comparison import (
     Interval,
     difference,
     interval,
+    loses_a_mode,
     mean_metric,
+    paired,
     paired_difference,
     select,
     verdict,
@@ -154,3 +156,20 @@ def test_runs_are_selected_by_their_fields_in_the_order_of_seeds():
     assert [run.spec.seed for run in select(runs, method="avo")] == [0, 2]
     assert mean_metric(runs, "ess", method="avo").mean == pytest.approx(0.4)
     assert mean_metric(runs, "ess", method="avo", target="E") is None
+
+
+def test_a_mode_is_lost_with_less_than_a_fifth_of_its_samples():
+    spec = Spec(experiment="toy", method="avo", target="D")  # masses .1, .3, .4, .2
+    cases = {(0.1, 0.3, 0.4, 0.2): False, (0.021, 0.379, 0.4, 0.2): False, (0.019, 0.381, 0.4, 0.2): True}
+    for shares, lost in cases.items():
+        assert loses_a_mode(SimpleNamespace(spec=spec, metrics={"mode_shares": shares})) is lost
+
+
+def test_paired_runs_are_compared_over_the_seeds_that_both_have():
+    def runs(values):
+        return [SimpleNamespace(spec=SimpleNamespace(seed=seed), metrics={"x": x}) for seed, x in values.items()]
+
+    assert paired(runs({0: 1.0, 1: 2.0, 7: 99.0}), runs({1: 1.5, 0: 0.5}), "x").mean == 0.5
+    assert paired(runs({0: 1.0}), runs({1: 1.0}), "x") is None
+    with pytest.raises(ValueError, match="2 runs share 1 seeds"):
+        paired([*runs({0: 1.0}), *runs({0: 2.0})], runs({0: 1.0}), "x")

@@ -1,14 +1,19 @@
 """Plotting: every figure leaves an image with alternative text and a caption, every table its Markdown."""
 
 import base64
+import io
 import math
 
 import matplotlib.pyplot as plt
+import PIL.Image
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 
 from annealed_core import figures, plotting
+from annealed_core.chain import Chain
 from annealed_core.comparison import Interval
+from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair
 from annealed_core.targets import ENERGIES
 
 
@@ -43,6 +48,49 @@ def test_the_same_figure_gives_the_same_bytes(shown):
     for _ in range(2):
         plotting.show(figures.densities({"A": ENERGIES["A"]}, columns=1, width=2), "caption", "alt")
     assert shown[0][0].data == shown[2][0].data
+
+
+def test_an_animation_is_one_image_that_plays_by_itself(shown):
+    figure, axes = plotting.panels(1, 1, 2)
+    drawn = []
+
+    def draw(frame):
+        drawn.append(frame)
+        axes[0, 0].plot([0, frame])
+
+    plotting.show_animation(figure, draw, 4, "It rises.", "A rising line", milliseconds=50)
+    (image, about_image), (caption, about_caption) = shown
+    assert drawn == [0, 1, 2, 3] and not plt.fignum_exists(figure.number)
+    assert about_image == {"image/png": {"alt": "A rising line"}}
+    assert caption.data == "It rises." and about_caption == {"annealed": "caption"}
+    with PIL.Image.open(io.BytesIO(image.data)) as picture:
+        assert (picture.format, picture.n_frames, picture.info["loop"]) == ("PNG", 4, 0)
+        picture.seek(3)
+        assert picture.info["duration"] == 2000
+
+
+def test_particles_start_at_the_base_and_end_where_the_chain_ends():
+    torch.manual_seed(0)
+    kernels = [GatedGaussianPair(2, 4) for _ in range(3)]
+    chain = Chain(DiagonalGaussian.isotropic(2), kernels)
+    figure, draw, frames = figures.particles({"avo": chain}, ENERGIES["D"], n=50, pause=2, between=3)
+    torch.manual_seed(1)
+    positions = []
+    for frame in range(frames):
+        draw(frame)
+        (dots,) = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
+        positions.append(torch.as_tensor(dots.get_offsets()))
+    plt.close(figure)
+    assert frames == 3 * 5 + 2
+    assert torch.equal(positions[0], positions[1]) and torch.equal(positions[-1], positions[-2])
+    assert not torch.equal(positions[1], positions[2]) and not torch.equal(positions[0], positions[-1])
+
+
+def test_a_band_leaves_out_what_is_not_known():
+    figure, axes = plotting.panels(1, 1)
+    figures.band(axes[0, 0], [1, 2, 4], [Interval(0.5, 0.1, 0.3, 0.7, 5), None, Interval(0.2, 0.1, 0.1, 0.3, 5)], "avo")
+    assert list(axes[0, 0].containers[0].lines[0].get_xdata()) == [1, 4]
+    plt.close(figure)
 
 
 @pytest.mark.parametrize(("caption", "alt"), [("", "alt"), ("caption", ""), (None, "alt"), ("caption", None)])

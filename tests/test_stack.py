@@ -146,8 +146,12 @@ def test_stacked_flows_may_differ_in_their_scale():
 def test_pairs_of_gaussians_are_batched_and_other_kernels_mapped():
     assert isinstance(stack(models("gated")), GaussianStack)
     assert isinstance(stack(models("iaf")), MappedStack)
-    with_context = [nn.ModuleList([GatedGaussianPair(2, 8, context_dim=3)]) for _ in range(2)]
-    assert isinstance(stack(with_context), MappedStack)
+
+
+@pytest.mark.parametrize("make", [lambda: GatedGaussianPair(2, 8, context_dim=3), lambda: Planar(2, context_dim=3)])
+def test_kernels_with_a_context_are_refused(make):
+    with pytest.raises(ValueError, match="models to be stacked must have kernels without a context"):
+        stack([nn.ModuleList([make()]) for _ in range(2)])
 
 
 def test_a_stack_without_kernels_draws_from_the_base():

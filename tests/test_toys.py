@@ -91,6 +91,17 @@ def test_a_calibrated_sum_with_weight_1_is_avo_and_with_weight_0_the_elbo():
             torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.parametrize("kernel", ["gated", "residual", "planar", "spline"])
+def test_with_one_transition_avo_has_the_gradient_of_the_elbo(kernel):
+    """NVI's K = 2: two densities, one transition between them."""
+    one = SMALL.replace(target="ring8", kernel=kernel, n_transitions=1, batch=144)
+    both = [Toys([one.replace(method=method)]) for method in ("elbo", "avo")]
+    for problem in both:
+        problem.objective(0).sum().backward()
+    for a, b in zip(*(problem.model.parameters() for problem in both), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 def test_a_mixture_takes_avo_as_often_as_its_weight_says(monkeypatch):
     taken = []
     for name in ("avo", "elbo"):
@@ -171,7 +182,7 @@ STACKED = [
 ]
 
 
-def test_a_run_is_the_same_alone_and_in_a_stack(store, monkeypatch):
+def test_a_run_is_the_same_alone_and_in_a_stack_but_for_rounding(store, monkeypatch):
     together = sweep(STACKED, processes=1)
     monkeypatch.setenv("ANNEALED_STORE", str(store / "alone"))
     for spec, found in zip(STACKED, together, strict=True):
@@ -181,6 +192,65 @@ def test_a_run_is_the_same_alone_and_in_a_stack(store, monkeypatch):
                 assert found.metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-3), (spec.label, name)
         for a, b in zip(alone.model.parameters(), found.model.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_stack_that_was_stopped_ends_as_if_nothing_had_happened(store, monkeypatch):
+    specs = [SMALL.replace(seed=seed, steps=600, path="learned") for seed in (0, 1)]
+    experiment.train(specs)
+    undisturbed = [run(spec) for spec in specs]
+    monkeypatch.setenv("ANNEALED_STORE", str(store / "stopped"))
+    monkeypatch.setattr(experiment, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    save, taken = Folder.save, []
+
+    def stop_after_the_second(self, name, tensors):
+        save(self, name, tensors)
+        taken.append(name)
+        if taken == ["checkpoint.pt"] * 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "save", stop_after_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.train(specs)
+    assert not any(map(find, specs)) and len(list((store / "stopped").glob("stack-*/checkpoint.pt"))) == 1
+    steps = []
+    objective = Toys.objective
+    monkeypatch.setattr(Toys, "objective", lambda self, step: steps.append(step) or objective(self, step))
+    experiment.train(specs)
+    assert steps == list(range(500, 600)), "it began anew"
+    assert not list((store / "stopped").glob("stack-*"))
+    for spec, before in zip(specs, undisturbed, strict=True):
+        after = run(spec)
+        assert after.metrics == before.metrics and after.history == before.history
+        assert all(torch.equal(a, b) for a, b in zip(after.model.parameters(), before.model.parameters(), strict=True))
+
+
+def test_a_stack_that_was_stopped_between_two_results_only_judges_again(store, monkeypatch):
+    specs = [SMALL.replace(seed=seed, steps=500) for seed in (0, 1, 2)]
+    monkeypatch.setattr(experiment, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    write, written = Folder.write_result, []
+
+    def stop_after_the_first(self, result):
+        write(self, result)
+        written.append(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "write_result", stop_after_the_first)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.train(specs)
+    assert [find(spec) for spec in specs] == [True, False, False]
+    first = run(specs[0])
+    monkeypatch.setattr(Toys, "objective", lambda *_: pytest.fail("trained again"))
+    experiment.train(specs)
+    assert all(map(find, specs)) and not list(store.glob("stack-*")) and run(specs[0]).metrics == first.metrics
+
+
+def test_a_run_whose_last_step_ruins_it_is_kept_as_failed(store):
+    spec = SMALL.replace(steps=1, lr=1e30)
+    with pytest.raises(TrainingError, match=r"became \S+ by step 1: lr 1e\+30 may be too large"):
+        run(spec)
+    assert not find(spec)
 
 
 def test_a_sweep_stacks_what_differs_in_seed_and_target_alone():
@@ -248,7 +318,9 @@ def test_a_target_whose_shape_is_wrong_for_many_samples_is_refused(store):
             values = super().log_prob(z)
             return values if z.ndim == 2 else values.unsqueeze(-1)
 
-    with pytest.raises(ValueError, match=r"^target bowl: log_prob of z \(2?, ?16, 1, 2\) must have shape"):
+    with pytest.raises(
+        ValueError, match=r"^target bowl: log_prob of z \(2, 1, 16, 2\) must have shape \(2, 1, 16\), got"
+    ):
         run(SMALL.replace(target=Odd()))
 
 
@@ -262,8 +334,9 @@ def test_a_run_that_failed_is_kept_as_failed_and_not_trained_again(store, monkey
         run(spec)
 
 
-def test_the_others_of_a_stack_finish_when_one_fails(store):
-    good, bad = SMALL.replace(target=Bowl(0.0)), SMALL.replace(target=Bowl(math.nan))
+@pytest.mark.parametrize("path", ["linear", "learned"])
+def test_the_others_of_a_stack_finish_when_one_fails(store, path):
+    good, bad = (SMALL.replace(target=Bowl(wrong), path=path) for wrong in (0.0, math.nan))
     experiment.train([good, bad, good.replace(seed=1)])
     assert find(good) and find(good.replace(seed=1)) and not find(bad)
     assert Folder.of(bad).failure().startswith("toy-Bowl-avo-s0: target bowl: log_prob is nan")

@@ -1,0 +1,54 @@
+"""Studies: what the full profile compares is comparable."""
+
+import pytest
+
+from annealed_core.comparison import select
+from annealed_core.studies import LINES, NVI_SAMPLES, STUDIES, find_study
+
+TABLED = ("grid", "objectives", "kernels", "initialisation")
+STUDIED = {name: study() for name, study in STUDIES.items()}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_has_no_spec_twice_and_each_method_every_seed(name):
+    specs = STUDIED[name]
+    assert len(set(specs)) == len(specs) > 0
+    groups = {}
+    for spec in specs:
+        key = tuple(sorted((k, v) for k, v in spec.fields().items() if k != "seed"))
+        groups.setdefault(key, set()).add(spec.seed)
+    assert len({frozenset(seeds) for seeds in groups.values()}) == 1
+    assert all(len(seeds) >= (5 if name == "best" else 10) for seeds in groups.values())
+
+
+def test_studies_share_no_spec():
+    every = [spec for specs in STUDIED.values() for spec in specs]
+    assert len(set(every)) == len(every)
+
+
+def test_the_lines_of_the_table_part_the_runs_of_its_studies():
+    class Run:
+        def __init__(self, spec):
+            self.spec = spec
+
+    runs = [Run(spec) for name in TABLED for spec in STUDIED[name]]
+    found = [run for fields in LINES.values() for run in select(runs, **fields)]
+    assert len(found) == len(runs) == len(set(map(id, found)))
+    for name in "ABCDEF":
+        for line, fields in LINES.items():
+            assert [run.spec.seed for run in select(runs, target=name, **fields)] == list(range(10)), line
+
+
+def test_the_ring_spends_nvis_budget_in_every_step():
+    for spec in STUDIED["ring8"]:
+        assert spec.batch * (spec.n_transitions + 1) == NVI_SAMPLES == 288 and spec.steps == 20_000
+
+
+def test_the_best_chains_are_shown_on_seeds_that_chose_nothing():
+    assert {spec.seed for spec in STUDIED["best"]} == set(range(100, 105))
+
+
+def test_an_unknown_study_is_refused_with_the_known_ones():
+    assert find_study("compute") == STUDIED["compute"]
+    with pytest.raises(ValueError, match=r"^unknown study 'grit': choose one of grid, objectives, kernels, "):
+        find_study("grit")
