@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 VERDICTS = ("reproduced", "not reproduced", "reversed", "inconclusive", "not yet run")
 
@@ -65,6 +65,23 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], confidence
     if len(ours) != len(theirs):
         raise ValueError(f"paired values must be equally many, got {len(ours)} and {len(theirs)}")
     return interval([a - b for a, b in zip(ours, theirs, strict=True)], confidence)
+
+
+def paired_shares(ours: Sequence[bool], theirs: Sequence[bool]) -> Interval:
+    """The 95 % interval of a difference of shares, ours - theirs, over pairs of yes and no.
+
+    Half a pair is added to each of the four kinds of pairs, so that ten pairs which all agree do not pass for certainty
+    (Agresti & Min 2005, Statistics in Medicine 24). Raises ValueError where the numbers of values differ.
+    """
+    if len(ours) != len(theirs) or not ours:
+        raise ValueError(f"paired values must be equally many and at least one, got {len(ours)} and {len(theirs)}")
+    n = len(ours) + 2
+    more = sum(a > b for a, b in zip(ours, theirs, strict=True)) + 0.5
+    less = sum(a < b for a, b in zip(ours, theirs, strict=True)) + 0.5
+    mean = (more - less) / n
+    error = math.sqrt(more + less - (more - less) ** 2 / n) / n
+    half = float(ndtri(0.975)) * error
+    return Interval(mean, error, mean - half, mean + half, len(ours))
 
 
 def verdict(difference: Interval | None, claimed_sign: int, smallest_effect: float = 0.0) -> str:

@@ -86,7 +86,7 @@ def avo_steps(
 
 def _exponents(alphas: Tensor, log_ratios: Tensor) -> Tensor:
     """The exponents alpha_1 ... alpha_T of each transition, checked, in the shape of the log-ratios."""
-    n_transitions = len(log_ratios)
+    alphas, n_transitions = torch.as_tensor(alphas), len(log_ratios)
     if len(alphas) != n_transitions + 1:
         takes = f"{n_transitions + 1} values for {n_transitions} transitions"
         raise ValueError(f"alphas must have {takes}, got {len(alphas)}")

@@ -17,6 +17,7 @@ from annealed_core.comparison import (
     mean_metric,
     paired,
     paired_difference,
+    paired_shares,
     select,
     verdict,
 )
@@ -173,3 +174,17 @@ def test_paired_runs_are_compared_over_the_seeds_that_both_have():
     assert paired(runs({0: 1.0}), runs({1: 1.0}), "x") is None
     with pytest.raises(ValueError, match="2 runs share 1 seeds"):
         paired([*runs({0: 1.0}), *runs({0: 2.0})], runs({0: 1.0}), "x")
+
+
+def test_pairs_that_all_agree_are_no_certainty():
+    none = paired_shares([False] * 10, [False] * 10)
+    assert none.mean == 0 and none.low == -none.high and 0.1 < none.high < 0.31
+    assert verdict(none, -1, smallest_effect=0.1) == "inconclusive"
+
+
+def test_shares_that_differ_in_most_pairs_differ():
+    found = paired_shares([False] * 10, [True] * 7 + [False] * 3)
+    assert found.mean == pytest.approx(-7 / 12) and found.high < 0 and found.n == 10
+    assert paired_shares([True] * 7 + [False] * 3, [False] * 10).low == -found.high
+    with pytest.raises(ValueError, match="paired values must be equally many"):
+        paired_shares([True], [])
