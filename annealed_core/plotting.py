@@ -114,7 +114,7 @@ def show_animation(
         canvas = cast(FigureCanvasAgg, figure.canvas)
         canvas.draw()
         picture = PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        pictures.append(picture.quantize(8, dither=PIL.Image.Dither.NONE))  # few colours: a tenth of the size
+        pictures.append(picture.quantize(16, dither=PIL.Image.Dither.NONE))  # few colours: a tenth of the size
     plt.close(figure)
     buffer = io.BytesIO()
     durations = [milliseconds] * (frames - 1) + [2000]

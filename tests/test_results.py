@@ -19,11 +19,16 @@ def folder(store, tmp_path, monkeypatch):
     return tmp_path / "results"
 
 
-def test_records_are_read_back_as_they_were(folder):
+def test_records_are_read_back_as_they_were_to_seven_digits(folder):
     runs = [run(spec) for spec in SPECS]
     results.record("full", "toy", runs)
     found = select(results.load("full", "toy"), target="D")
-    assert [(r.spec, r.metrics) for r in found] == [(r.spec, r.metrics) for r in runs]
+    assert [r.spec for r in found] == [r.spec for r in runs]
+    for record, original in zip(found, runs, strict=True):
+        assert record.metrics.keys() == original.metrics.keys()
+        for name, value in record.metrics.items():
+            whole = original.metrics[name]
+            assert value == whole or value == pytest.approx(whole, rel=1e-6, abs=1e-12, nan_ok=True), name
     assert "2 runs, 2 seeds" in results.provenance(found)
 
 
