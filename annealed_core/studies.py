@@ -100,7 +100,7 @@ LINES: dict[str, dict[str, Any]] = {
     "HVI, ELBO": {"kernel": "gated", "method": "elbo", "initialisation": "default"},
     "HVI-AVO": {"kernel": "gated", "method": "avo", "path": "linear", "elbo_steps": 0, "initialisation": "default"},
     "HVI-AVO, then ELBO": {"kernel": "gated", "method": "avo", "path": "linear", "elbo_steps": 1500},
-    "HVI-AVO, geometric path": {"kernel": "gated", "method": "avo", "path": "geometric"},
+    "HVI-AVO, geometrically spaced": {"kernel": "gated", "method": "avo", "path": "geometric"},
     "HVI-AVO, learned path": {"kernel": "gated", "method": "avo", "path": "learned"},
     "HVI, 0.2 AVO + 0.8 ELBO": {"kernel": "gated", "method": "calibrated"},
     "HVI, AVO in a fifth of the steps": {"kernel": "gated", "method": "mixture"},
