@@ -19,7 +19,7 @@ from torch import Tensor
 from annealed_core.evidence import effective_sample_size, log_mean_weight
 from annealed_core.kernels import DiagonalGaussian
 from annealed_core.moves import Hamiltonian, Langevin, Metropolis, check_positive, check_whole
-from annealed_core.targets import Energy, GeometricPath, linear_alphas
+from annealed_core.targets import Energy, GeometricPath, linear_alphas, name_of
 
 #: The share of accepted proposals that an adapted step size aims at: for a random walk and Langevin moves what is best
 #: in many dimensions (Roberts & Rosenthal 2001). For Hamiltonian moves that is 0.65 (Neal 2011), but a step must fit
@@ -94,7 +94,7 @@ def _tempered(target: Any, base: DiagonalGaussian, alpha: float) -> Energy:
 def _slope(target: Any, base: DiagonalGaussian, z: Tensor) -> Tensor:
     """Log f(z) - log q_0(z) in nats, (n, *batch): what a unit of alpha adds to the log-weights."""
     log_f = target.log_prob(z)
-    name = getattr(target, "name", type(target).__name__)
+    name = name_of(target)
     if log_f.shape != z.shape[:-1]:
         given, wanted, got = tuple(z.shape), tuple(z.shape[:-1]), tuple(log_f.shape)
         raise ValueError(f"target {name}: log_prob of z {given} must have shape {wanted}, got {got}")

@@ -23,9 +23,9 @@ def normal_log_prob(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     return drawn_log_prob((z - loc) / scale, scale)
 
 
-def drawn_log_prob(noise: Tensor, scale: Tensor, axis: int = -1) -> Tensor:
-    """Log N(z; loc, scale^2 I) in nats at z = loc + scale * noise, summed over that axis."""
-    return (-0.5 * noise.square() - scale.log() - _HALF_LOG_TWO_PI).sum(axis)
+def drawn_log_prob(noise: Tensor, scale: Tensor) -> Tensor:
+    """Log N(z; loc, scale^2 I) in nats at z = loc + scale * noise, summed over the last dimension."""
+    return (-0.5 * noise.square() - scale.log() - _HALF_LOG_TWO_PI).sum(-1)
 
 
 class DiagonalGaussian:

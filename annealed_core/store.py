@@ -61,25 +61,33 @@ for _experiment in CODE:  # now, while the code that was imported is still what 
     code_version(_experiment)
 
 
-def _plain(value: Any) -> Any:
-    """What a target holds, as text and numbers: all that can make it another target."""
+def _plain(value: Any, depth: int = 20) -> Any:
+    """What a target holds, as text and numbers: all that can make it another target, down to some depth."""
+    if depth == 0:  # an object that leads back to itself
+        return type(value).__qualname__
+    deeper = functools.partial(_plain, depth=depth - 1)
     if isinstance(value, Tensor | torch.nn.Parameter | np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
-        return {str(name): _plain(each) for name, each in value.items()}
+        return {str(name): deeper(each) for name, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(each) for each in (value if isinstance(value, list | tuple) else sorted(value, key=str))]
+        return [deeper(each) for each in (value if isinstance(value, list | tuple) else sorted(value, key=str))]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if inspect.isfunction(value):
-        return [value.__qualname__, value.__code__.co_code.hex(), _plain(value.__code__.co_consts), _held(value)]
-    return [type(value).__qualname__, _plain(getattr(value, "__dict__", {}))]
+        return [
+            value.__qualname__,
+            value.__code__.co_code.hex(),
+            deeper(value.__code__.co_consts),
+            deeper(_held(value)),
+        ]
+    return [type(value).__qualname__, deeper(getattr(value, "__dict__", {}))]
 
 
 def _held(function: Any) -> Any:
     """What a closure holds, and the defaults of its arguments."""
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return [_plain(each) for each in (*cells, *(function.__defaults__ or ())) if not inspect.isfunction(each)]
+    return [each for each in (*cells, *(function.__defaults__ or ())) if not inspect.isfunction(each)]
 
 
 def _fingerprint(target: Any) -> str:
@@ -89,7 +97,7 @@ def _fingerprint(target: Any) -> str:
     for part in (type(target), getattr(target, "log_prob", None)):
         with contextlib.suppress(OSError, TypeError):  # no source: defined at a prompt, or a closure
             digest.update(inspect.getsource(part).encode())  # type: ignore[arg-type]
-    digest.update(json.dumps(_plain(getattr(target, "__dict__", {}))).encode())
+    digest.update(json.dumps(_plain(getattr(target, "__dict__", {})), sort_keys=True).encode())
     generator = torch.Generator().manual_seed(0)
     points = torch.randn((256, target.dim), generator=generator) * torch.logspace(-1, 1, 256).unsqueeze(-1)
     with torch.no_grad():

@@ -13,11 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from annealed_core.energies import ENERGIES, MANY_WELL_RIGHT, Energy, GaussianMixture, find
+from annealed_core.energies import ENERGIES, Energy, GaussianMixture, find
 
 __all__ = [
     "ENERGIES",
-    "MANY_WELL_RIGHT",
     "Energy",
     "GaussianMixture",
     "GeometricPath",
@@ -27,6 +26,7 @@ __all__ = [
     "find",
     "geometric_alphas",
     "linear_alphas",
+    "name_of",
 ]
 
 
@@ -40,6 +40,11 @@ class Target(Protocol):
         ...
 
 
+def name_of(target: Any) -> str:
+    """What messages call a target."""
+    return str(getattr(target, "name", type(target).__name__))
+
+
 def check_target(target: Any, device: str = "cpu", differentiable: bool = False) -> None:
     """Refuse a target whose `log_prob` fails, has the wrong shape, or is NaN or +inf at eight points around 0.
 
@@ -47,7 +52,7 @@ def check_target(target: Any, device: str = "cpu", differentiable: bool = False)
     with respect to z at these points.
     Raises ValueError with one line that names the target and what is wrong.
     """
-    name = getattr(target, "name", type(target).__name__)
+    name = name_of(target)
     z = torch.linspace(-1, 1, 8, device=device).unsqueeze(-1).expand(8, target.dim).contiguous()
     try:
         with torch.no_grad():

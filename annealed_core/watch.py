@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from annealed_core.stack import samples_last
+from annealed_core.targets import name_of
 
 
 class Watched:
@@ -64,8 +65,3 @@ class Watched:
                 continue
             target, at = name_of(self.targets[model]), ", ".join(f"{x:.4g}" for x in point.tolist())
             self.failures[model] = f"target {target}: {what} is {value} at step {self.step}, at z = ({at})"
-
-
-def name_of(target: Any) -> str:
-    """What messages call a target."""
-    return str(getattr(target, "name", type(target).__name__))

@@ -157,6 +157,12 @@ def test_targets_that_hold_other_things_have_other_keys(one, other):
     assert keys[0] == keys[2] != keys[1]
 
 
+def test_a_target_that_leads_back_to_itself_has_a_key():
+    target = Holder()
+    target.owner = {"target": target}
+    assert key(TOY.replace(target=target)) == key(TOY.replace(target=target))
+
+
 class Bowl:
     def __init__(self, scale=1.0, dim=2):
         self.scale, self.dim = scale, dim

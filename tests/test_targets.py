@@ -8,10 +8,10 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 from annealed_core import evidence
+from annealed_core.energies import MANY_WELL_RIGHT
 from annealed_core.kernels import DiagonalGaussian
 from annealed_core.targets import (
     ENERGIES,
-    MANY_WELL_RIGHT,
     GeometricPath,
     check_target,
     find,
