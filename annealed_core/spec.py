@@ -47,6 +47,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "epochs": 25,
         "batch": 64,
         "lr": 1e-3,
+        "lr_schedule": "constant",
         "beta1": 0.9,
         "initialisation": "identity",
         "latents": 40,
