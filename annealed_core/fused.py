@@ -9,7 +9,7 @@ bias is one more column of its weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -165,3 +165,28 @@ class Transitions(torch.autograd.Function):
         gradients = _into_weights(inputs, hidden, d_hidden, d_outputs)
         gradients += _into_weights(states[1:], back_hidden, d_back_hidden, d_back_outputs)
         return (d_z, None, None, None, *(each.view_as(w) for each, w in zip(gradients, weights, strict=True)))
+
+
+def plain_transitions(
+    start: Tensor, noise: Tensor, local: bool, locate: Callable[..., tuple[Tensor, Tensor]], weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What `Transitions` computes, in plain words and with autograd's gradient: this is what `torch.compile` is given.
+
+    `locate` is that of the conditionals in `kernels`; shapes are those of `Transitions`.
+    """
+    dim = start.shape[-2]
+
+    def conditional(z: Tensor, inner: Tensor, outer: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.relu(torch.baddbmm(inner[:, :, dim:], inner[:, :, :dim], z))
+        return locate(z, torch.baddbmm(bias, outer, hidden), -2)
+
+    states, log_ratios = [start], []
+    for fresh, *layers in zip(noise, *weights, strict=True):
+        z = states[-1].detach() if local else states[-1]
+        loc, scale = conditional(z, *layers[:3])
+        z_next = loc + scale * fresh
+        back_loc, back_scale = conditional(z_next, *layers[3:])
+        error = (z - back_loc) / back_scale
+        log_ratios.append((torch.log(scale / back_scale) - 0.5 * (error.square() - fresh.square())).sum(-2))
+        states.append(z_next)
+    return torch.stack(states), torch.stack(log_ratios)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from annealed_core.fused import Gated, Residual, Transitions
+from annealed_core.fused import Gated, Residual, Transitions, plain_transitions
 from annealed_core.kernels import (
     ConditionalGaussian,
     DiagonalGaussian,
@@ -94,7 +94,7 @@ class GaussianStack(Stack):
 
     def __init__(self, models: Sequence[Sequence[GaussianPair] | nn.ModuleList]) -> None:
         super().__init__()
-        self.head = HEADS[cast(GaussianPair, models[0][0]).conditional]
+        self.conditional = cast(GaussianPair, models[0][0]).conditional
         self.weights = nn.ParameterList()
         for side in ("forwards", "reverse"):
             packed = [[_packed(getattr(pair, side)) for pair in row] for row in zip(*models, strict=True)]
@@ -111,8 +111,11 @@ class GaussianStack(Stack):
         sample = start.shape[:-2]
         start = start.reshape(-1, models, dim).permute(1, 2, 0)  # (M, dim, S)
         fresh = noise.reshape(len(self), -1, models, dim).permute(0, 2, 3, 1).contiguous()  # (T, M, dim, S)
-        weights = self.weights._parameters.values()  # iterating over the list itself takes as long as a product
-        states, log_ratios = Transitions.apply(start, fresh, local, self.head, *weights)
+        if torch.compiler.is_compiling():
+            states, log_ratios = plain_transitions(start, fresh, local, self.conditional.locate, list(self.weights))
+        else:
+            weights = self.weights._parameters.values()  # iterating over the list itself takes as long as a product
+            states, log_ratios = Transitions.apply(start, fresh, local, HEADS[self.conditional], *weights)
         z = states.permute(0, 3, 1, 2).reshape(len(states), *sample, models, dim)
         return z, log_ratios.mT.reshape(len(self), *sample, models)
 

@@ -26,6 +26,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from annealed_core import compiled
 from annealed_core.spec import Spec
 from annealed_core.system import replace_file
 from annealed_core.targets import check_target
@@ -33,7 +34,10 @@ from annealed_core.targets import check_target
 PACKAGE = Path(__file__).parent
 _ALL = ("energies", "targets", "kernels", "fused", "stack", "chain", "objectives", "evidence", "spec", "experiment")
 #: The modules whose code can change a result of each experiment.
-CODE = {"toy": (*_ALL, "flows", "toys", "watch", "judge"), "mnist": (*_ALL, "schedules", "problems", "data", "vae")}
+CODE = {
+    "toy": (*_ALL, "flows", "toys", "watch", "compiled", "judge"),
+    "mnist": (*_ALL, "schedules", "problems", "data", "vae"),
+}
 
 
 def root() -> Path:
@@ -121,7 +125,11 @@ def key(spec: Spec, device: str = "cpu") -> str:
         "code": code_version(spec.experiment),
         "torch": torch.__version__,
         "device": device.split(":")[0],
-    } | ({"zuko": version("zuko")} if spec.kernel in ("iaf", "spline") else {})
+    }
+    if spec.kernel in ("iaf", "spline"):
+        everything["zuko"] = version("zuko")
+    if compiled.is_asked(spec, device):
+        everything["compiled"] = True
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 

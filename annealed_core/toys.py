@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from annealed_core import objectives
+from annealed_core import compiled, objectives
 from annealed_core.chain import Chain
 from annealed_core.flows import Householder, InverseAutoregressive, Planar, Spline
 from annealed_core.judge import judge
 from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair, ResidualGaussianPair
 from annealed_core.spec import Spec
-from annealed_core.stack import StackedBase, stack
+from annealed_core.stack import GaussianStack, StackedBase, stack
 from annealed_core.targets import check_target, geometric_alphas, linear_alphas
 from annealed_core.watch import Watched
 
@@ -111,6 +112,12 @@ class Toys:
         self.generators = [torch.Generator().manual_seed(spec.seed) for spec in specs]
         self._noise: Tensor | None = None
         self._recent: list[Tensor] = []
+        self.compiles = compiled.is_asked(self.spec, device)
+        self._values = compiled.compiled(self._eager_values) if self.compiles else self._eager_values
+        if self.compiles:
+            self._arguments: tuple[Any, ...] = ()
+            bias = cast(GaussianStack, self.stack).weights[2]  # whatever has gone wrong in a gradient comes by here
+            bias.register_post_accumulate_grad_hook(lambda parameter: self._look_closer(parameter.grad.sum((0, 2, 3))))
         if self.spec.method == "mixture":
             coins = torch.rand(self.steps, generator=torch.Generator().manual_seed(_AVO_COIN_SEED))
             self._is_avo = (coins < self.spec.get("avo_weight")).tolist()
@@ -129,24 +136,40 @@ class Toys:
 
     def objective(self, step: int) -> Tensor:
         self.target.step = step
-        values = self._values(step, self._draw(step))
+        alphas = self.alphas if self.path is None else self._learned_alphas()
+        arguments = self._kind(step), self._draw(step), alphas, self._temperature(step)
+        values = self._values(*arguments)
+        if self.compiles:
+            self._arguments = arguments
+            self._look_closer(values.detach())
         self._recent.append(values.detach())
         return values
 
-    def _values(self, step: int, noise: Tensor) -> Tensor:
+    def _kind(self, step: int) -> str:
+        """What is maximised at that step."""
+        fine_tuning = step >= self.steps - (self.spec.elbo_steps or 0)
+        if self.spec.method == "mixture":
+            return "avo" if self._is_avo[step] and not fine_tuning else "elbo"
+        return "elbo" if fine_tuning else self.spec.method
+
+    def _temperature(self, step: int) -> Tensor | None:
+        """Alpha of alpha-annealing at that step; a tensor, as for each new number code would be compiled anew."""
+        if self.spec.method != "alpha":
+            return None
+        start, rise = self.spec.get("beta0"), max(1.0, self.spec.get("warmup") * self.steps)
+        return torch.tensor(min(1.0, start + (1 - start) * step / rise))
+
+    def _eager_values(self, kind: str, noise: Tensor, alphas: Tensor, temperature: Tensor | None) -> Tensor:
+        """The objective of each model, (M,)."""
         spec, chain, target = self.spec, self.chain, self.target
-        fine_tuning = step >= self.steps - (spec.elbo_steps or 0)
-        if spec.method == "elbo" or fine_tuning or (spec.method == "mixture" and not self._is_avo[step]):
+        if kind == "elbo":
             return objectives.elbo(chain, target, noise=noise).mean(0)
-        if spec.method == "alpha":
-            rise = max(1.0, spec.get("warmup") * self.steps)
-            alpha = min(1.0, spec.get("beta0") + (1 - spec.get("beta0")) * step / rise)
-            return objectives.alpha_elbo(chain, target, alpha, noise=noise).mean(0)
-        if spec.method == "iwae":
+        if kind == "alpha" and temperature is not None:
+            return objectives.alpha_elbo(chain, target, temperature, noise=noise).mean(0)
+        if kind == "iwae":
             groups = noise.unflatten(1, (spec.get("iwae_samples"), -1))
             return objectives.iwae(chain, target, spec.get("iwae_samples"), noise=groups).mean(0)
-        alphas = self.alphas if self.path is None else self._learned_alphas()
-        if spec.method == "calibrated":
+        if kind == "calibrated":
             values = objectives.calibrated_avo(chain, target, alphas.detach(), spec.get("avo_weight"), noise=noise)
         else:
             values = objectives.avo(chain, target, alphas.detach(), noise=noise)
@@ -154,6 +177,21 @@ class Toys:
             return values.mean(0)
         fit = objectives.path_fit(chain, target, alphas, noise=noise)
         return values.mean(0) + fit - fit.detach()  # the path's gradient, and AVO's value
+
+    def _look_closer(self, outcome: Tensor) -> None:
+        """Where what compiled code gave for a model (M,) is not finite, do the step again in code that is watched."""
+        if math.isfinite(outcome.sum()):
+            return
+        wrong = (~outcome.isfinite()).nonzero().flatten().tolist()
+        if set(wrong) <= self.failures.keys():
+            return
+        kind, noise, alphas, temperature = self._arguments
+        with torch.enable_grad():
+            values = self._eager_values(kind, noise, alphas.detach(), temperature)
+            torch.autograd.grad(values.sum(), list(self.stack.parameters()))
+        for model in wrong:
+            what = f"the objective or its gradient became {float(outcome[model])} at step {self.target.step}"
+            self.failures.setdefault(model, f"{what}: {self.target.hint}")
 
     def _learned_alphas(self) -> Tensor:
         """(T + 1, M); models that failed are left with the path they began with."""

@@ -17,7 +17,7 @@ class Watched:
     """The targets of M models as one: element m of the last batch dimension is weighed by the target of model m.
 
     A value or a gradient that is not finite is noted in `failures`, model -> one line that names target, step and
-    sample point: the others train on.
+    sample point: the others train on. Compiled code watches nothing; `toys.Toys` then looks at what comes out of it.
 
     Args:
         targets: M targets of one dimension; models of the same target are best side by side.
@@ -34,7 +34,8 @@ class Watched:
     def log_prob(self, z: Tensor) -> Tensor:
         """Log f_m(z) in nats; z: (*sample, M, dim) -> (*sample, M)."""
         point = z.detach()
-        if z.requires_grad:
+        watching = not torch.compiler.is_compiling()
+        if z.requires_grad and watching:
             z = z.view_as(z)  # its own node, whose gradient is that of log_prob alone
             z.register_hook(lambda gradient: self._watch("the gradient of log_prob", gradient, point))
         parts, ordered = [], samples_last(z)
@@ -47,7 +48,8 @@ class Watched:
             parts.append(values)
         values = parts[0] if len(parts) == 1 else torch.cat(parts, -2)
         values = values.mT if z.ndim > 2 else values.squeeze(-1)
-        self._watch("log_prob", values.detach().unsqueeze(-1), point)
+        if watching:
+            self._watch("log_prob", values.detach().unsqueeze(-1), point)
         return values
 
     def _watch(self, what: str, values: Tensor, z: Tensor) -> None:

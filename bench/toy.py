@@ -31,6 +31,7 @@ from torch.distributions import Independent, Normal
 
 from annealed_core import objectives
 from annealed_core.chain import Chain
+from annealed_core.compiled import compiled
 from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair
 from annealed_core.results import machine, versions
 from annealed_core.spec import Spec
@@ -271,7 +272,15 @@ def ours(n_models: int, method: str, setting: Setting) -> Train:
     return train
 
 
-def ours_check(method: str, model: nn.ModuleList, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def ours_compiled(n_models: int, method: str, setting: Setting) -> Train:
+    """The same with $ANNEALED_COMPILE."""
+    os.environ["ANNEALED_COMPILE"] = "1"
+    return ours(n_models, method, setting)
+
+
+def ours_check(
+    method: str, model: nn.ModuleList, noise: Tensor, is_compiled: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Values (batch,) and gradients of their mean, in the form of `common_weights`, from a stack of one model.
 
     model: T kernels of float32; noise: (T + 1, batch, dim).
@@ -279,7 +288,9 @@ def ours_check(method: str, model: nn.ModuleList, noise: Tensor) -> tuple[Tensor
     stacked: Any = stack([model])
     chain = Chain(DiagonalGaussian(torch.zeros(1, DIM), torch.ones(1, DIM)), stacked)
     arguments = (linear_alphas(len(model)),) if method == "avo" else ()
-    values = getattr(objectives, method)(chain, TARGET, *arguments, noise=noise.unsqueeze(2)).squeeze(1)
+    objective = getattr(objectives, method)
+    objective = compiled(objective) if is_compiled else objective
+    values = objective(chain, TARGET, *arguments, noise=noise.unsqueeze(2)).squeeze(1)
     values.mean().backward()
     gradients = {}
     for side, parts in zip(SIDES, (stacked.weights[:3], stacked.weights[3:]), strict=True):
@@ -292,6 +303,7 @@ def ours_check(method: str, model: nn.ModuleList, noise: Tensor) -> tuple[Tensor
 CONTESTANTS: dict[str, Callable[[int, str, Setting], Train]] = {
     "module loop": module_loop,
     "ours": ours,
+    "ours, compiled": ours_compiled,
     "jax": jax_scan,
 }
 
@@ -374,6 +386,7 @@ def check(methods: Sequence[str], setting: Setting) -> dict[str, float]:
         contestants = {
             "module loop": lambda: plain_check(method, model, setting, 1),  # noqa: B023
             "ours": lambda: ours_check(method, model, noise),  # noqa: B023
+            "ours, compiled": lambda: ours_check(method, model, noise, True),  # noqa: B023
         }
         if jax:
             contestants["jax"] = lambda: jax_check(method, model, noise, False)  # noqa: B023
@@ -497,7 +510,7 @@ def entries(n_models: int) -> list[Entry]:
     """All that is measured; "both cores in use" are those with as many processes as there are cores."""
     n = cores()
     found = [Entry("module loop", 1), Entry("module loop", n, n), Entry("ours", 1), Entry("ours", n_models)]
-    found += [Entry("ours", n_models, n)]
+    found += [Entry("ours", n_models, n), Entry("ours, compiled", 1), Entry("ours, compiled", n_models, n)]
     if n > 1:
         found.insert(1, Entry("module loop", 1, 1, n))
     if jax:
