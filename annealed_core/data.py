@@ -83,8 +83,16 @@ def fixed_binarisation(images: Tensor, seed: int) -> Tensor:
     return binarise(images, torch.Generator().manual_seed(seed))
 
 
-def batches(images: Tensor, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+def batches(
+    images: Tensor,
+    batch_size: int,
+    generator: torch.Generator | None = None,
+    shuffled: bool = True,
+    binary: bool = True,
+) -> Iterator[Tensor]:
     """One epoch: every image of uint8 `images` (N, 784) once, shuffled and freshly binarised.
+
+    Not `shuffled`, they come in their order; not `binary`, as grey values from 0 to 1: both only to show what it does.
 
     Yields float32 (batch_size, 784); the last batch has what is left, N modulo `batch_size`, if that is not zero.
     Order and pixels depend on nothing but the state of `generator` (or of torch's global one): whoever saves that state
@@ -96,7 +104,12 @@ def batches(images: Tensor, batch_size: int, generator: torch.Generator | None =
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     device = images.device if generator is None else generator.device
     order = torch.randperm(len(images), generator=generator, device=device).to(images.device)
-    return (binarise(images[chosen], generator) for chosen in order.split(batch_size))
+    if not shuffled:
+        order = torch.arange(len(images), device=images.device)
+    return (
+        binarise(images[chosen], generator) if binary else images[chosen].float() / 255
+        for chosen in order.split(batch_size)
+    )
 
 
 def _check_archives(root: Path) -> None:

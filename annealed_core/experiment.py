@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 
 from annealed_core import toys
 from annealed_core.chain import Chain
-from annealed_core.problems import Mnist, Problem, auto_encoder
+from annealed_core.mnist import Mnist, auto_encoder
+from annealed_core.problems import Problem
 from annealed_core.spec import Spec, check_parameter
 from annealed_core.store import Folder
 from annealed_core.system import keep_memory
@@ -97,7 +98,7 @@ def _set_random_state(state: dict[str, torch.Tensor], device: str) -> None:
 
 def _train(problem: Problem, folder: Folder, label: str, device: str) -> tuple[list[list[dict[str, float]]], float]:
     """Train all models of a problem; their histories, and the seconds that it took over all interruptions."""
-    spec, parameters = problem.specs[0], list(problem.model.parameters())
+    spec, parameters = problem.specs[0], [p for p in problem.model.parameters() if p.requires_grad]
     histories: list[list[dict[str, float]]] = [[] for _ in problem.specs]
     if not parameters:  # a chain of length 0 has nothing to train
         return histories, 0.0

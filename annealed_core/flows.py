@@ -69,8 +69,8 @@ class Planar(nn.Module):
 class Householder(nn.Module):
     """z' = z - 2 v (v.z) / |v|^2: a reflection, which keeps volume (Tomczak & Welling 2016, arXiv 1611.09630).
 
-    Here v depends on the context alone; in the paper each v is a linear function of the one before it. Without a
-    context it changes nothing of an isotropic base. It is its own inverse.
+    Here v depends on the context alone; `HouseholderSequence` has the paper's way. Without a context it changes nothing
+    of an isotropic base. It is its own inverse.
 
     Args:
         dim: dimensions of z.
@@ -83,13 +83,51 @@ class Householder(nn.Module):
 
     def forward(self, z: Tensor, context: Tensor | None = None, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z: (*batch, dim) -> z_next (*batch, dim), zeros (*batch,)."""
-        v = self.coefficients(context)
-        z_next = z - 2 * v * (v * z).sum(-1, keepdim=True) / v.square().sum(-1, keepdim=True)
+        z_next = _reflect(z, self.coefficients(context))
         return z_next, z_next.new_zeros(z_next.shape[:-1])
 
     def inverse(self, z_next: Tensor, context: Tensor | None = None) -> Tensor:
         """The z that came to z_next, both (*batch, dim)."""
         return self(z_next, context)[0]
+
+
+def _reflect(z: Tensor, v: Tensor) -> Tensor:
+    return z - 2 * v * (v * z).sum(-1, keepdim=True) / v.square().sum(-1, keepdim=True)
+
+
+class HouseholderSequence(nn.Module):
+    """Several reflections, each along a v that is a linear function of the v before it, the first of the context.
+
+    As in Tomczak & Welling 2016 (arXiv 1611.09630): v_1 = W_1 context + b_1, v_t = W_t v_{t-1} + b_t.
+
+    Args:
+        dim: dimensions of z.
+        length: number of reflections, at least 1.
+        context_dim: dimensions of the context (0: none, v_1 is trained by itself).
+    """
+
+    def __init__(self, dim: int, length: int, context_dim: int = 0) -> None:
+        super().__init__()
+        self.first = _Coefficients(torch.randn(dim), context_dim)
+        self.rest = nn.ModuleList(nn.Linear(dim, dim) for _ in range(length - 1))
+
+    def _directions(self, context: Tensor | None) -> list[Tensor]:
+        found = [self.first(context)]
+        for layer in self.rest:
+            found.append(layer(found[-1]))
+        return found
+
+    def forward(self, z: Tensor, context: Tensor | None = None, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z: (*batch, dim) -> z_next (*batch, dim), zeros (*batch,)."""
+        for v in self._directions(context):
+            z = _reflect(z, v)
+        return z, z.new_zeros(z.shape[:-1])
+
+    def inverse(self, z_next: Tensor, context: Tensor | None = None) -> Tensor:
+        """The z that came to z_next, both (*batch, dim)."""
+        for v in reversed(self._directions(context)):
+            z_next = _reflect(z_next, v)
+        return z_next
 
 
 class _Autoregressive(nn.Module):

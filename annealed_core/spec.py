@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from annealed_core import targets
+from annealed_core.earlier import FAULTS
 from annealed_core.schedules import SCHEDULES
 
 METHODS = {
     "toy": ("elbo", "alpha", "iwae", "avo", "calibrated", "mixture"),
-    "mnist": ("vae", "hvi", "avo"),
+    "mnist": ("vae", "hvi", "avo", "mixture", "planar", "householder", "iaf", "iwae"),
 }
 KERNELS = ("gated", "residual", "planar", "householder", "iaf", "spline")
 PATHS = ("linear", "geometric", "learned")
 _AVO = ("avo", "calibrated", "mixture")  # what follows a path
+_HIERARCHICAL = ("hvi", "avo", "mixture")  # chains of stochastic kernels on MNIST
 
 #: What each experiment's fields are unless a spec says otherwise; a field that is not listed does not apply to it.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -52,6 +54,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "initialisation": "identity",
         "latents": 40,
         "width": 300,
+        "layers": "plain",
+        "base": "encoder",
+        "path": "linear",
+        "faults": (),
+        "ema": 0.0,
+        "iwae_samples": 5,
         "schedule": "linear",
         "beta0": 0.2,
         "gamma": 2e-4,
@@ -91,6 +99,11 @@ def _choice(*names: str) -> _Field:
     return _Field("one of " + ", ".join(names), lambda v: v in names)
 
 
+def _is_selection(value: Any) -> bool:
+    """Whether it is a list of distinct faults."""
+    return isinstance(value, list | tuple) and set(value) <= FAULTS.keys() and len(set(value)) == len(value)
+
+
 def _is_target(value: Any) -> bool:
     if isinstance(value, str):
         return value in targets.ENERGIES
@@ -127,6 +140,10 @@ FIELDS: dict[str, _Field] = {
     "beta0": _real(0, 1),
     "gamma": _real(0, 1, open_low=True),
     "avo_weight": _real(0, 1),
+    "layers": _choice("plain", "gated"),
+    "base": _choice("encoder", "prior"),
+    "faults": _Field(f"a list of some of {', '.join(FAULTS)}", _is_selection),
+    "ema": _real(0, 1, open_high=True),
     "train_images": _whole(2, 50_000),
     "nll_samples": _whole(2),
     "nll_images": _whole(1, 10_000),
@@ -170,7 +187,8 @@ class Spec:
     Attributes:
         experiment: "toy" (an energy, or any target) or "mnist".
         method: for toys "elbo", "alpha" (alpha-annealing), "iwae", "avo", "calibrated" (a weighted sum of AVO and ELBO)
-            or "mixture" (AVO or ELBO by chance at each step); for MNIST "vae", "hvi" or "avo" (calibrated).
+            or "mixture" (AVO or ELBO by chance at each step); for MNIST "vae", "hvi", "avo" (calibrated), "mixture",
+            "planar", "householder" or "iaf" (the encoder's Gaussian followed by a flow), or "iwae".
         seed: of weights, data order and noise.
         target: toys: a name in `targets.ENERGIES`, or an object with `log_prob` and `dim`.
         kernel: toys: "gated" or "residual" (pairs of Gaussians), "planar", "householder", "iaf" or "spline" (flows).
@@ -181,13 +199,18 @@ class Spec:
         batch: samples or images in a step.
         lr, lr_schedule, beta1: Adam's learning rate, whether it stays or falls to 0 as a cosine, its first decay rate.
         initialisation: of pairs of Gaussians: "default" (torch's) or "identity" (near the identity).
-        path: of AVO's exponents: "linear", "geometric", or "learned" as in NVI.
+        path: of AVO's exponents: "linear", "geometric", or "learned" as in NVI (toys).
         elbo_steps: how many of the steps, the last ones, train on the ELBO instead.
-        avo_weight: the weight of AVO against the ELBO ("calibrated", MNIST's "avo"), or its chance ("mixture").
+        avo_weight: the weight of AVO against the ELBO ("calibrated", MNIST's "avo"), or its chance ("mixture"). On
+            MNIST AVO trains the kernels; at weight 1 it alone does, and the ELBO trains encoder and decoder.
         warmup, beta0: alpha-annealing: the share of the steps in which alpha rises, and where it starts.
-        iwae_samples: in a group; the batch is made of such groups.
+        iwae_samples: in a group; a toy's batch is made of such groups, each image has one.
         samples: toys: samples drawn for the metrics.
         latents, width: of the auto-encoder.
+        layers: "plain" (LeakyReLU and batch normalisation) or "gated" as in Tomczak & Welling 2016.
+        base: where the chain of "hvi", "avo" and "mixture" starts: from the "encoder"'s q_0(z | x) or the "prior".
+        faults: which of the earlier report's faults to train with, see `earlier.FAULTS`.
+        ema: decay of the moving average of the weights that is judged and kept; 0 for the weights themselves.
         schedule, beta0, gamma: deterministic warm-up, see `schedules`.
         train_images: how many of the 50,000 training images are used.
         nll_samples, nll_images: importance samples for each image, and how many test images, for the likelihood.
@@ -222,6 +245,10 @@ class Spec:
     train_images: int | None = None
     nll_samples: int | None = None
     nll_images: int | None = None
+    layers: str | None = None
+    base: str | None = None
+    faults: Any = None
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         _refuse_unless_valid("experiment", self.experiment)
@@ -243,6 +270,8 @@ class Spec:
                 _refuse_unless_valid(field.name, value)
                 if field.type.startswith("float"):
                     object.__setattr__(self, field.name, float(value))
+                elif field.name == "faults":  # in one order, whatever the order they came in
+                    object.__setattr__(self, "faults", tuple(fault for fault in FAULTS if fault in value))
         self._refuse_unless_consistent()
 
     def _refuse_unless_consistent(self) -> None:
@@ -250,7 +279,9 @@ class Spec:
             raise ValueError(f"impossible n_transitions 0: method {self.method!r} takes at least 1")
         if self.elbo_steps and self.elbo_steps > self.get("steps"):
             raise ValueError(f"impossible elbo_steps {self.elbo_steps}: there are {self.steps} steps in all")
-        if self.iwae_samples and self.get("batch") % self.iwae_samples:
+        if self.experiment == "mnist" and self.path == "learned":
+            raise ValueError("impossible path 'learned': on MNIST path takes one of linear, geometric")
+        if self.experiment == "toy" and self.iwae_samples and self.get("batch") % self.iwae_samples:
             whole = f"batch {self.batch} is not made of whole groups of as many"
             raise ValueError(f"impossible iwae_samples {self.iwae_samples}: {whole}")
         if self.train_images is not None and self.batch is not None and self.train_images % self.batch == 1:
@@ -260,10 +291,14 @@ class Spec:
     def _defaults(self) -> dict[str, Any]:
         defaults = dict(DEFAULTS[self.experiment])
         unused: set[str] = set()
-        if self.method == "vae":
-            unused |= {"n_transitions", "hidden", "initialisation"}
-        if self.method not in (("calibrated", "mixture") if self.experiment == "toy" else ("avo",)):
+        if self.method not in (("calibrated", "mixture") if self.experiment == "toy" else ("avo", "mixture")):
             unused.add("avo_weight")
+        if self.experiment == "mnist":
+            unused |= {"n_transitions"} if self.method in ("vae", "iwae") else set()
+            unused |= set() if self.method in (*_HIERARCHICAL, "iaf") else {"hidden"}
+            unused |= set() if self.method in _HIERARCHICAL else {"initialisation", "base"}
+            unused |= set() if self.method in _AVO else {"path", "faults"}
+            unused |= set() if self.method == "iwae" else {"iwae_samples"}
         if self.experiment == "toy":
             kernel = self.kernel or defaults["kernel"]
             unused |= set() if kernel in ("gated", "residual") else {"initialisation"}

@@ -36,7 +36,7 @@ _ALL = ("energies", "targets", "kernels", "fused", "stack", "chain", "objectives
 #: The modules whose code can change a result of each experiment.
 CODE = {
     "toy": (*_ALL, "flows", "toys", "watch", "compiled", "judge"),
-    "mnist": (*_ALL, "schedules", "problems", "data", "vae"),
+    "mnist": (*_ALL, "flows", "schedules", "mnist", "earlier", "data", "vae"),
 }
 
 

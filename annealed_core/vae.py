@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +22,35 @@ from annealed_core.kernels import DiagonalGaussian
 PIXELS = 784
 
 
-def mlp(sizes: Iterable[int]) -> nn.Sequential:
-    """Linear, BatchNorm1d and LeakyReLU for every pair of neighbouring sizes."""
-    layers: list[nn.Module] = []
+class GatedLinear(nn.Module):
+    """(W x + b) * sigmoid(V x + c), the layer of Tomczak & Welling 2016 (arXiv 1611.09630)."""
+
+    def __init__(self, size_in: int, size_out: int) -> None:
+        super().__init__()
+        self.value_and_gate = nn.Linear(size_in, 2 * size_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(*batch, size_in) -> (*batch, size_out)."""
+        return nn.functional.glu(self.value_and_gate(x), -1)
+
+
+def mlp(sizes: Iterable[int], layers: str = "plain") -> nn.Sequential:
+    """For each pair of neighbouring sizes Linear, BatchNorm1d and LeakyReLU ("plain"), or a `GatedLinear` ("gated")."""
+    found: list[nn.Module] = []
     for size_in, size_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(size_in, size_out), nn.BatchNorm1d(size_out), nn.LeakyReLU()]
-    return nn.Sequential(*layers)
+        if layers == "gated":
+            found.append(GatedLinear(size_in, size_out))
+        else:
+            found += [nn.Linear(size_in, size_out), nn.BatchNorm1d(size_out), nn.LeakyReLU()]
+    return nn.Sequential(*found)
 
 
 class Encoder(nn.Module):
     """x (batch, 784) -> q_0(z | x) = N(loc, scale^2) with batch shape (batch,), and features (batch, width)."""
 
-    def __init__(self, latents: int, width: int) -> None:
+    def __init__(self, latents: int, width: int, layers: str = "plain") -> None:
         super().__init__()
-        self.features = mlp([PIXELS, width, width])
+        self.features = mlp([PIXELS, width, width], layers)
         self.outputs = nn.Linear(width, 2 * latents)
 
     def forward(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
@@ -47,9 +63,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """z (*batch, latents) -> logits of the pixels (*batch, 784)."""
 
-    def __init__(self, latents: int, width: int) -> None:
+    def __init__(self, latents: int, width: int, layers: str = "plain") -> None:
         super().__init__()
-        self.features = mlp([latents, width, width])
+        self.features = mlp([latents, width, width], layers)
         self.outputs = nn.Linear(width, PIXELS)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -94,14 +110,19 @@ class _Frozen(nn.Module):
         self.network = [network]  # in a list, so that it isn't registered and doesn't change mode with this module
         self.state = {name: value.detach() for name, value in [*network.named_parameters(), *network.named_buffers()]}
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor | None) -> Any:
         network = self.network[0]
         was_training = network.training
         network.eval()
         try:
-            return torch.func.functional_call(network, self.state, (z,))
+            return torch.func.functional_call(network, self.state, inputs)
         finally:
             network.train(was_training)
+
+
+def with_frozen_kernels(chain: Chain) -> Chain:
+    """The same chain, where gradients pass through the kernels and don't reach their weights."""
+    return Chain(chain.base, [_Frozen(kernel) for kernel in chain.kernels], chain.context)  # type: ignore
 
 
 class VAE(nn.Module):
@@ -111,17 +132,28 @@ class VAE(nn.Module):
         latents: dimensions of z.
         width: units of each hidden layer of encoder and decoder.
         kernels: transitions conditioned on the encoder's features (width,); none gives the plain VAE.
+        layers: of encoder and decoder, see `mlp`.
+        from_prior: the chain starts from N(0, I) instead of the encoder's q_0(z | x), and its kernels alone see x.
     """
 
-    def __init__(self, latents: int, width: int, kernels: Iterable[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        latents: int,
+        width: int,
+        kernels: Iterable[nn.Module] = (),
+        layers: str = "plain",
+        from_prior: bool = False,
+    ) -> None:
         super().__init__()
-        self.latents = latents
-        self.encoder, self.decoder = Encoder(latents, width), Decoder(latents, width)
+        self.latents, self.from_prior = latents, from_prior
+        self.encoder, self.decoder = Encoder(latents, width, layers), Decoder(latents, width, layers)
         self.kernels = nn.ModuleList(kernels)
 
     def posterior(self, x: Tensor) -> Chain:
         """The chain that approximates p(z | x); x: (batch, 784) in {0, 1}."""
         base, features = self.encoder(x)
+        if self.from_prior:
+            base = DiagonalGaussian(torch.zeros_like(base.loc), torch.ones_like(base.scale))
         return Chain(base, self.kernels, features)
 
     def joint(self, x: Tensor) -> Joint:

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from annealed_core import data, experiment, problems
+from annealed_core import data, experiment, mnist
 from annealed_core.experiment import Run, TrainingError, find, run
-from annealed_core.problems import Mnist
-from annealed_core.spec import Spec
+from annealed_core.mnist import Mnist
+from annealed_core.spec import METHODS, Spec
 from annealed_core.store import Folder
 from annealed_core.toys import Toys
 from annealed_core.vae import VAE
@@ -31,7 +31,7 @@ TOY_METRICS |= {"total_variation", "mode_masses", "mode_shares"}
 GRID_METRICS = {"kl_reverse", "kl_forward", "gaps"}  # in two dimensions
 TOY_METRICS |= GRID_METRICS
 MNIST_METRICS = {"best_epoch", "valid_elbo", "elbo", "reconstruction", "kl", "nll", "nll_se", "nll_samples"}
-MNIST_METRICS |= {"nll_images", "ess"}
+MNIST_METRICS |= {"nll_images", "ess", "grey_nll"}
 
 
 LOAD_MNIST = data.load_mnist
@@ -49,9 +49,11 @@ def few_images():
 def few(monkeypatch):
     """The first images of each part of MNIST, so that judging a run takes no time."""
     monkeypatch.setattr(data, "load_mnist", few_images)
-    problems._images.cache_clear()
+    for cached in (mnist.images, mnist.grey_images):
+        cached.cache_clear()
     yield
-    problems._images.cache_clear()
+    for cached in (mnist.images, mnist.grey_images):
+        cached.cache_clear()
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ def test_energies_without_modes_have_no_mode_masses(store):
     assert run(SHORT.replace(target="C")).metrics["mode_masses"] is None
 
 
-@pytest.mark.parametrize("method", ["vae", "hvi", "avo"])
+@pytest.mark.parametrize("method", METHODS["mnist"])
 def test_an_mnist_run_has_finite_metrics_and_a_line_for_each_epoch(store, few, method):
     r = run(MNIST.replace(method=method, epochs=2, train_images=300))
     assert r.metrics.keys() == MNIST_METRICS
@@ -119,7 +121,7 @@ def test_an_mnist_run_has_finite_metrics_and_a_line_for_each_epoch(store, few, m
     for line in r.history:
         assert line["elbo"] == pytest.approx(line["reconstruction"] - line["kl"])
     assert r.chain is None and isinstance(r.vae, VAE) and r.vae is r.model and not r.model.training
-    assert len(r.vae.kernels) == (0 if method == "vae" else 2)
+    assert len(r.vae.kernels) == {"vae": 0, "iwae": 0, "householder": 1}.get(method, 2)
     assert r.vae.decode(torch.randn(3, 4)).shape == (3, 784)
 
 
@@ -142,8 +144,8 @@ def test_the_weights_of_the_best_epoch_are_those_returned(store, few, monkeypatc
     def scripted(self, images):
         if images is not self.valid:
             return judge(self, images)
-        snapshots.append({name: value.clone() for name, value in self.model.state_dict().items()})
-        self.model.eval()
+        snapshots.append({name: value.clone() for name, value in self.judged.state_dict().items()})
+        self.judged.eval()
         return {"elbo": bounds[len(snapshots) - 1], "reconstruction": -1.0, "kl": 1.0}
 
     monkeypatch.setattr(Mnist, "_bound", scripted)
@@ -311,7 +313,7 @@ class Killed(BaseException):
     """Stands for a signal: nothing in the package may catch it."""
 
 
-CONTINUED = [TOY, MNIST]
+CONTINUED = [TOY, MNIST, MNIST.replace(method="mixture", ema=0.9, lr_schedule="cosine", faults=["grey"])]
 WHERE = ["after checkpoint 1", "after checkpoint 2", "within checkpoint 2", "before weights", "before result"]
 
 
@@ -325,7 +327,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("spec", CONTINUED, ids=["toy", "mnist"])
+@pytest.mark.parametrize("spec", CONTINUED, ids=["toy", "mnist", "mnist with averages"])
 def test_a_run_that_was_stopped_ends_as_if_nothing_had_happened(
     store, few, checkpoint_at_every_record, undisturbed, steps_taken, monkeypatch, spec, where
 ):
@@ -396,7 +398,7 @@ def child(spec, kill, *barrier):
     )
 
 
-@pytest.mark.parametrize("spec", CONTINUED, ids=["toy", "mnist"])
+@pytest.mark.parametrize("spec", CONTINUED, ids=["toy", "mnist", "mnist with averages"])
 def test_a_process_that_was_killed_is_continued_by_another(store, few, undisturbed, steps_taken, spec):
     killed = child(spec, True)
     killed.communicate(timeout=120)

@@ -1,6 +1,7 @@
 """Spec: what it refuses and in which words, its defaults, and that it can't be changed."""
 
 import dataclasses
+import json
 import math
 import re
 
@@ -9,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from annealed_core.earlier import FAULTS
 from annealed_core.spec import DEFAULTS, FIELDS, METHODS, Spec, check_parameter
 
 TOY_METHODS = "elbo, alpha, iwae, avo, calibrated, mixture"
+MNIST_METHODS = ", ".join(METHODS["mnist"])
 ENERGIES = "A, B, C, D, E, F, ring8, gmm40, funnel, many_well"
 every_method = pytest.mark.parametrize(("experiment", "method"), [(e, m) for e, ms in METHODS.items() for m in ms])
 WHOLE = ["n_transitions", "hidden", "steps", "epochs", "batch", "samples", "latents", "width", "seed"]
@@ -41,8 +44,19 @@ BAD = [
         {"experiment": "toy", "method": "vae"},
         f"unknown method 'vae': for 'toy' choose one of {TOY_METHODS}",
     ),
-    ({"experiment": "mnist", "method": "elbo"}, "unknown method 'elbo': for 'mnist' choose one of vae, hvi, avo"),
-    ({"experiment": "mnist", "method": None}, "unknown method None: for 'mnist' choose one of vae, hvi, avo"),
+    ({"experiment": "mnist", "method": "elbo"}, f"unknown method 'elbo': for 'mnist' choose one of {MNIST_METHODS}"),
+    ({"experiment": "mnist", "method": None}, f"unknown method None: for 'mnist' choose one of {MNIST_METHODS}"),
+    ({"experiment": "mnist", "ema": 1.0}, "impossible ema 1.0: ema takes a number in [0, 1)"),
+    ({"experiment": "mnist", "base": "x"}, "unknown base 'x': base takes one of encoder, prior"),
+    (
+        {"experiment": "mnist", "path": "learned"},
+        "impossible path 'learned': on MNIST path takes one of linear, geometric",
+    ),
+    ({"faults": ["gray"]}, f"impossible faults ['gray']: faults takes a list of some of {', '.join(FAULTS)}"),
+    (
+        {"faults": ["grey", "grey"]},
+        f"impossible faults ['grey', 'grey']: faults takes a list of some of {', '.join(FAULTS)}",
+    ),
     ({"target": "G"}, f"unknown target 'G': target takes one of {ENERGIES}, or an object with log_prob and dim"),
     ({"lr": -1e-3}, "impossible lr -0.001: lr takes a number above 0"),
     ({"lr": 0}, "impossible lr 0: lr takes a number above 0"),
@@ -121,6 +135,7 @@ def test_a_constant_schedule_takes_no_parameters(field):
         Spec(experiment="mnist", method="vae", schedule="constant", **{field: 0.5})
 
 
+CHAIN, ANNEALED = {"initialisation", "base"}, {"avo_weight", "path", "faults"}  # what only some use on MNIST
 #: What only some methods or kernels use.
 FLOWS, PATH, MIXED, ALPHA, IWAE = (
     {"bins"},
@@ -181,9 +196,14 @@ def test_fields_that_are_not_given_have_the_defaults_of_the_experiment(experimen
             ("toy", "avo"): FLOWS | MIXED | ALPHA | IWAE,
             ("toy", "calibrated"): FLOWS | ALPHA | IWAE,
             ("toy", "mixture"): FLOWS | ALPHA | IWAE,
-            ("mnist", "vae"): {"n_transitions", "hidden", "initialisation", "avo_weight"},
-            ("mnist", "hvi"): {"avo_weight"},
-            ("mnist", "avo"): set(),
+            ("mnist", "vae"): {"n_transitions", "hidden"} | CHAIN | ANNEALED | IWAE,
+            ("mnist", "iwae"): {"n_transitions", "hidden"} | CHAIN | ANNEALED,
+            ("mnist", "planar"): {"hidden"} | CHAIN | ANNEALED | IWAE,
+            ("mnist", "householder"): {"hidden"} | CHAIN | ANNEALED | IWAE,
+            ("mnist", "iaf"): CHAIN | ANNEALED | IWAE,
+            ("mnist", "hvi"): ANNEALED | IWAE,
+            ("mnist", "avo"): IWAE,
+            ("mnist", "mixture"): IWAE,
         }[experiment, method]
     )
 
@@ -200,6 +220,13 @@ def test_mnists_defaults_are_the_reports_configuration():
         2e-4,
     )
     assert (spec.avo_weight, spec.initialisation, spec.train_images) == (0.2, "identity", 50_000)
+
+
+def test_faults_come_in_one_order_and_are_part_of_what_a_spec_is():
+    spec = Spec("mnist", "avo", faults=["grey", "summed"])
+    assert spec.faults == ("summed", "grey") and spec == Spec("mnist", "avo", faults=("summed", "grey"))
+    assert spec != Spec("mnist", "avo") and hash(spec) != hash(Spec("mnist", "avo"))
+    assert Spec(**json.loads(json.dumps(spec.fields()))) == spec
 
 
 @every_method
@@ -309,7 +336,7 @@ def test_check_parameter_takes_what_is_possible(name, value):
         (
             "methods",
             ["avo", "flow"],
-            f"unknown method 'flow': method takes one of {TOY_METHODS}, vae, hvi",
+            f"unknown method 'flow': method takes one of {TOY_METHODS}, vae, hvi, planar, householder, iaf",
         ),
         ("schedules", ["cosine"], "unknown schedule 'cosine': schedule takes one of constant, linear, geometric"),
     ],

@@ -1,0 +1,221 @@
+"""MNIST: a variational auto-encoder of any method, trained on binarised images and judged by its likelihood."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from annealed_core import data, evidence, objectives
+from annealed_core.earlier import faulty_avo
+from annealed_core.flows import HouseholderSequence, InverseAutoregressive, Planar
+from annealed_core.kernels import GatedGaussianPair
+from annealed_core.schedules import SCHEDULES
+from annealed_core.spec import Spec
+from annealed_core.targets import geometric_alphas, linear_alphas
+from annealed_core.vae import VAE, with_frozen_kernels
+
+BINARISATION_SEED = 20_181  # of the validation and test images, the same for every run
+_AVO_COIN_SEED = 20_182  # which steps of a random mixture are AVO's: the same ones for all runs
+#: The likelihood of a few validation images, followed through training: every so many epochs, with so many samples.
+FOLLOWED_EPOCHS, FOLLOWED_IMAGES, FOLLOWED_SAMPLES = 5, 500, 100
+GREY_SAMPLES = 100
+
+
+@functools.cache
+def images(device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """Training images as they are (uint8), validation and test images binarised once for all runs (float)."""
+    train, valid, test = data.load_mnist()
+    fixed = [data.fixed_binarisation(part.images, BINARISATION_SEED + n) for n, part in enumerate((valid, test))]
+    return train.images.to(device), fixed[0].to(device), fixed[1].to(device)
+
+
+@functools.cache
+def grey_images(device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Validation and test images as grey values from 0 to 1: of those there is no likelihood."""
+    _, valid, test = data.load_mnist()
+    return valid.images.to(device).float() / 255, test.images.to(device).float() / 255
+
+
+def auto_encoder(spec: Spec) -> VAE:
+    """The untrained model of an MNIST run, with weights drawn from torch's random state."""
+    latents, width, length = spec.get("latents"), spec.get("width"), spec.n_transitions or 0
+    # Encoder and decoder are drawn before the kernels: methods with the same seed share their initial weights.
+    model = VAE(latents, width, layers=spec.get("layers"), from_prior=spec.base == "prior")
+    found: list[nn.Module] = []
+    if spec.method == "planar":
+        found = [Planar(latents, width) for _ in range(length)]
+    elif spec.method == "householder" and length:
+        found = [HouseholderSequence(latents, length, width)]
+    elif spec.method == "iaf":
+        hidden = (spec.get("hidden"),) * 2
+        found = [InverseAutoregressive(latents, hidden, t % 2 == 1, width) for t in range(length)]
+    elif length:
+        identity = spec.initialisation == "identity"
+        found = [GatedGaussianPair(latents, spec.get("hidden"), width, identity) for _ in range(length)]
+    model.kernels = nn.ModuleList(found)
+    return model
+
+
+class Mnist:
+    """A variational auto-encoder on binarised MNIST, with the best validation bound kept."""
+
+    def __init__(self, specs: Sequence[Spec], device: str = "cpu") -> None:
+        (spec,) = specs
+        self.specs, self.spec, self.failures = [spec], spec, dict[int, str]()
+        self.faults: tuple[str, ...] = spec.faults or ()
+        torch.manual_seed(spec.seed)
+        train, self.valid, self.test = images(device)
+        self.grey = grey_images(device) if "grey" in self.faults else None
+        self.train = train[: spec.train_images]
+        self.network = auto_encoder(spec).to(device)
+        self.average: AveragedModel | None = None
+        if spec.get("ema"):
+            self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(spec.get("ema")))
+            self.average.requires_grad_(False)
+        # Together, so that both are in a checkpoint; only the first has gradients.
+        self.model = nn.ModuleList([self.network] if self.average is None else [self.network, self.average])
+        batch = spec.get("batch")
+        self.steps_per_record = -(-len(self.train) // batch)
+        self.steps: int = self.steps_per_record * spec.get("epochs")
+        self.beta = _schedule(spec)
+        if spec.method in ("avo", "mixture"):
+            alphas = geometric_alphas if spec.path == "geometric" else linear_alphas
+            self.alphas = alphas(len(self.network.kernels)).to(device)
+        coins = torch.rand(self.steps, generator=torch.Generator().manual_seed(_AVO_COIN_SEED))
+        self._is_avo = (coins < (spec.avo_weight or 0)).tolist() if spec.method == "mixture" else []
+        # Of the data's order and binarisation alone, so that all methods with the same seed see the same batches.
+        self.generator = torch.Generator().manual_seed(spec.seed + 2**32)
+        self.best: dict[str, Any] = {"elbo": -float("inf"), "epoch": 0, "weights": {}}
+        self._epoch: Iterator[Tensor] = iter(())
+        self._recent: list[Tensor] = []
+        self._step = 0
+
+    @property
+    def judged(self) -> VAE:
+        """The model whose figures count: the moving average of the weights where there is one."""
+        return self.network if self.average is None else cast(VAE, self.average.module)
+
+    def objective(self, step: int) -> Tensor:
+        if self.average is not None and step:
+            self.average.update_parameters(self.network)  # with the weights of the step before
+        if step % self.steps_per_record == 0:
+            self.network.train()
+            shuffled, binary = "unshuffled" not in self.faults, "grey" not in self.faults
+            self._epoch = data.batches(self.train, self.spec.get("batch"), self.generator, shuffled, binary)
+        mean = self._values(next(self._epoch), step).mean().unsqueeze(0)
+        self._recent.append(mean.detach())
+        self._step = step
+        return mean
+
+    def _values(self, x: Tensor, step: int) -> Tensor:
+        """The objective for each image of a batch, (batch,)."""
+        spec, beta, joint = self.spec, self.beta(step), self.network.joint(x)
+        if spec.method == "iwae":
+            groups = objectives.beta_elbo(self.network.posterior(x), joint, beta, spec.get("iwae_samples"))
+            return torch.logsumexp(groups, 0) - math.log(spec.get("iwae_samples"))
+        if spec.method == "mixture":
+            chain = self.network.posterior(x)
+            return self._avo(chain, joint, beta) if self._is_avo[step] else objectives.beta_elbo(chain, joint, beta)
+        weight = spec.get("avo_weight") if spec.method == "avo" else 0.0
+        chain = self.network.posterior(x)
+        if weight == 0:
+            return objectives.beta_elbo(chain, joint, beta)
+        noise = chain.noise()
+        # The ELBO first: it updates the decoder's batch statistics, and AVO's backward pass must find those it used.
+        if weight == 1:  # the ELBO then trains encoder and decoder alone
+            whole = objectives.beta_elbo(with_frozen_kernels(chain), joint, beta, noise=noise)
+            return whole + self._avo(chain, joint, beta, noise)
+        whole = objectives.beta_elbo(chain, joint, beta, noise=noise)
+        return weight * self._avo(chain, joint, beta, noise) + (1 - weight) * whole
+
+    def _avo(self, chain: Any, joint: Any, beta: float, noise: Tensor | None = None) -> Tensor:
+        if self.faults:
+            return faulty_avo(chain, joint, self.alphas, beta, self.faults, noise)
+        return objectives.avo(chain, joint, self.alphas, beta, noise=noise)
+
+    @torch.no_grad()
+    def _bound(self, x: Tensor) -> dict[str, float]:
+        """Bound, its reconstruction term and the KL between, averaged over images with one sample each, at beta = 1."""
+        model = self.judged.eval()
+        totals = torch.zeros(2, dtype=torch.float64)
+        for some in x.split(1000):
+            chain, joint = model.posterior(some), model.joint(some)
+            trajectory = chain.rsample()
+            reconstruction = joint.log_likelihood(trajectory.z[-1])
+            elbo = reconstruction + joint.log_prior(trajectory.z[-1]) + trajectory.log_ratios.sum(0) - trajectory.log_q0
+            totals += torch.stack([elbo.double().sum(), reconstruction.double().sum()]).cpu()
+        elbo_mean, reconstruction_mean = (totals / len(x)).tolist()
+        return {"elbo": elbo_mean, "reconstruction": reconstruction_mean, "kl": reconstruction_mean - elbo_mean}
+
+    @torch.no_grad()
+    def _likelihood(self, x: Tensor, n_samples: int) -> tuple[Tensor, Tensor]:
+        """Log p(x) of each image by importance sampling, and the effective sample size as a fraction: two (n,)."""
+        model, found = self.judged.eval(), []
+        for some in x.split(100):
+            log_weights = evidence.importance_sampling(model.posterior(some), model.joint(some), n_samples)
+            found.append((evidence.log_mean_weight(log_weights)[0], evidence.effective_sample_size(log_weights)))
+        log_px, ess = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return log_px.double(), ess
+
+    def record(self) -> list[dict[str, float]]:
+        epoch = (self._step + 1) // self.steps_per_record
+        line = {
+            "epoch": epoch,
+            "beta": self.beta(self._step),
+            "train_objective": float(torch.stack(self._recent).mean()),
+        }
+        self._recent.clear()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        line |= self._bound(self.valid if self.grey is None else self.grey[0])
+        if epoch % FOLLOWED_EPOCHS == 0:
+            line["nll"] = -float(self._likelihood(self.valid[:FOLLOWED_IMAGES], FOLLOWED_SAMPLES)[0].mean())
+        if line["elbo"] > self.best["elbo"] or "unshuffled" in self.faults:
+            weights = {name: value.detach().clone() for name, value in self.judged.state_dict().items()}
+            self.best = {"elbo": line["elbo"], "epoch": epoch, "weights": weights}
+        return [line]
+
+    @torch.no_grad()
+    def metrics(self) -> list[dict[str, Any]]:
+        torch.manual_seed(self.spec.seed + 1)
+        self.judged.load_state_dict(self.best["weights"])
+        found: dict[str, Any] = {
+            "best_epoch": self.best["epoch"],
+            "valid_elbo": self.best["elbo"],
+            **self._bound(self.test),
+        }
+        n_images, n_samples = self.spec.get("nll_images"), self.spec.get("nll_samples")
+        log_px, ess = self._likelihood(self.test[:n_images], n_samples)
+        found |= {
+            "nll": -float(log_px.mean()),
+            "nll_se": float(log_px.std() / len(log_px) ** 0.5) if len(log_px) > 1 else None,
+            "nll_samples": n_samples,
+            "nll_images": len(log_px),
+            "ess": float(ess.mean()),
+        }
+        # What the earlier report called a likelihood, with its number of samples.
+        grey = grey_images(str(self.test.device))[1][:n_images]
+        found["grey_nll"] = -float(self._likelihood(grey, GREY_SAMPLES)[0].mean())
+        return [found]
+
+    def weights(self) -> list[dict[str, Tensor]]:
+        return [self.judged.state_dict()]
+
+    def state(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state(), "best": self.best}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self.best = state["best"]
+        self._recent.clear()
+
+
+def _schedule(spec: Spec) -> Callable[[int], float]:
+    make = SCHEDULES[spec.get("schedule")]
+    return make() if spec.schedule == "constant" else make(spec.beta0, spec.gamma)

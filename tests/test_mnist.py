@@ -1,0 +1,257 @@
+"""MNIST's methods: whom each objective teaches, what the earlier report's faults change, what is kept."""
+
+import math
+
+import pytest
+import torch
+
+from annealed_core import data, mnist, objectives
+from annealed_core.earlier import FAULTS, faulty_avo
+from annealed_core.kernels import DiagonalGaussian
+from annealed_core.mnist import Mnist, auto_encoder
+from annealed_core.spec import Spec
+from annealed_core.targets import linear_alphas
+
+BASE = Spec("mnist", "avo", train_images=300, epochs=2, width=32, latents=4, n_transitions=2, hidden=8, nll_images=50)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """The first images of each part of MNIST."""
+    parts = data.load_mnist()
+    few = tuple(data.Images(p.images[:n], p.labels[:n]) for p, n in zip(parts, (300, 100, 100), strict=True))
+    monkeypatch.setattr(data, "load_mnist", lambda: few)
+    for cached in (mnist.images, mnist.grey_images):
+        cached.cache_clear()
+    yield
+    for cached in (mnist.images, mnist.grey_images):
+        cached.cache_clear()
+
+
+def taught(problem, values):
+    """The gradients of encoder, kernels and decoder, each as one vector; zeros where there is none."""
+    problem.network.zero_grad()
+    values.mean().backward()
+    parts = (problem.network.encoder, problem.network.kernels, problem.network.decoder)
+    return [
+        torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in part.parameters()])
+        for part in parts
+    ]
+
+
+def moved(spec):
+    """A problem whose weights are some way from where they start, in double precision, and a batch of images."""
+    torch.manual_seed(0)
+    problem = Mnist([spec])
+    problem.network.double().train()
+    with torch.no_grad():
+        for parameter in problem.network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return problem, problem.test[:20].double()
+
+
+def values_at(problem, x, step=0):
+    torch.manual_seed(1)
+    return problem._values(x, step)
+
+
+def test_at_weight_one_avo_alone_teaches_the_kernels_and_the_elbo_alone_encoder_and_decoder():
+    problem, x = moved(BASE.replace(avo_weight=1.0))
+    encoder, kernels, decoder = taught(problem, values_at(problem, x))
+
+    def alone(method):
+        problem, x = moved(BASE)
+        torch.manual_seed(1)
+        chain, joint, beta = problem.network.posterior(x), problem.network.joint(x), problem.beta(0)
+        noise = chain.noise()
+        values = objectives.beta_elbo(chain, joint, beta, noise=noise)  # first, as in training: batch statistics change
+        return taught(
+            problem, objectives.avo(chain, joint, problem.alphas, beta, noise=noise) if method == "avo" else values
+        )
+
+    avo, elbo = alone("avo"), alone("elbo")
+    torch.testing.assert_close(kernels, avo[1])
+    torch.testing.assert_close(encoder, elbo[0])
+    torch.testing.assert_close(decoder, elbo[2])
+    assert not avo[0].any() and not avo[2].any() and (avo[1] - elbo[1]).abs().max() > 1e-3
+
+
+def test_a_mixture_is_avo_on_its_steps_and_the_elbo_on_all_others():
+    problem, x = moved(BASE.replace(method="mixture", avo_weight=0.5))
+    assert 0 < sum(problem._is_avo) < problem.steps
+    on, off = problem._is_avo.index(True), problem._is_avo.index(False)
+    encoder, kernels, decoder = taught(problem, values_at(problem, x, on))
+    assert kernels.any() and not encoder.any() and not decoder.any()
+    assert all(part.any() for part in taught(problem, values_at(problem, x, off)))
+    whole = objectives.beta_elbo(problem.network.posterior(x), problem.network.joint(x), problem.beta(off))
+    assert float(values_at(problem, x, off).detach().mean()) == pytest.approx(float(whole.detach().mean()), rel=0.05)
+
+
+def gradient_with(faults):
+    problem, x = moved(BASE)
+    torch.manual_seed(2)
+    chain = problem.network.posterior(x)
+    values = faulty_avo(chain, problem.network.joint(x), problem.alphas, 0.5, faults, chain.noise())
+    return taught(problem, values), problem
+
+
+def test_without_faults_the_earlier_objective_has_avos_gradient():
+    found, problem = gradient_with(())
+    torch.manual_seed(2)
+    x = problem.test[:20].double()
+    problem.network.encoder.train()
+    chain = problem.network.posterior(x)
+    expected = taught(
+        problem, objectives.avo(chain, problem.network.joint(x), problem.alphas, 0.5, noise=chain.noise())
+    )
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert found[1].any() and not found[0].any() and not found[2].any()
+
+
+def test_a_live_base_teaches_the_encoder_and_a_live_decoder_the_decoder():
+    encoder, kernels, decoder = gradient_with(("live_base",))[0]
+    assert encoder.any() and kernels.any() and not decoder.any()
+    encoder, kernels, decoder = gradient_with(("decoder",))[0]
+    assert not encoder.any() and kernels.any() and decoder.any()
+
+
+def test_states_on_the_way_change_the_decoders_batch_statistics_only_with_that_fault():
+    def statistics(faults):
+        problem, x = moved(BASE)
+        before = {name: value.clone() for name, value in problem.network.decoder.named_buffers()}
+        chain = problem.network.posterior(x)
+        faulty_avo(chain, problem.network.joint(x), problem.alphas, 0.5, faults)
+        after = dict(problem.network.decoder.named_buffers())
+        return [not torch.equal(before[name], after[name]) for name in before]
+
+    assert all(statistics(("decoder",))) and not any(statistics(()))
+
+
+def test_a_summed_likelihood_weighs_as_many_times_as_there_are_images():
+    """With beta = 0 only the likelihood is left, and its gradient is 20 times what it should be."""
+    problem, x = moved(BASE)
+
+    def kernels(faults):
+        torch.manual_seed(3)
+        chain = problem.network.eval().posterior(x)
+        return taught(problem, faulty_avo(chain, problem.network.joint(x), problem.alphas, 0.0, faults, chain.noise()))[
+            1
+        ]
+
+    torch.testing.assert_close(kernels(("summed",)), 20 * kernels(()))
+
+
+def test_unknown_faults_are_refused():
+    problem, x = moved(BASE)
+    with pytest.raises(ValueError, match=rf"^unknown fault 'gray': choose some of {', '.join(FAULTS)}$"):
+        faulty_avo(problem.network.posterior(x), problem.network.joint(x), linear_alphas(2), 1.0, ("gray",))
+
+
+def epochs_of(spec, n=2):
+    """What a problem shows its model in n epochs, without training it."""
+    problem, seen = Mnist([spec]), []
+    values = problem._values
+    problem._values = lambda x, step: seen.append(x) or values(x, step)
+    for step in range(n * problem.steps_per_record):
+        problem.objective(step)
+    return problem, torch.cat(seen).unflatten(0, (n, -1))
+
+
+def test_grey_training_sees_grey_images_and_all_other_binary_ones():
+    assert set(epochs_of(BASE)[1].unique().tolist()) == {0.0, 1.0}
+    problem, seen = epochs_of(BASE.replace(faults=["grey"]))
+    assert len(seen.unique()) > 100
+    torch.testing.assert_close(seen[0].sum(), problem.train.float().sum() / 255)
+
+
+def test_unshuffled_training_repeats_its_order_and_keeps_the_last_weights(monkeypatch):
+    _, seen = epochs_of(BASE.replace(faults=["grey", "unshuffled"]))
+    assert torch.equal(seen[0], seen[1])
+    _, seen = epochs_of(BASE.replace(faults=["grey"]))
+    assert not torch.equal(seen[0], seen[1])
+
+    def kept(spec):
+        problem = Mnist([spec])
+        bounds = iter([{"elbo": -1.0}, {"elbo": -2.0}])
+        monkeypatch.setattr(problem, "_bound", lambda x: next(bounds) | {"reconstruction": 0.0, "kl": 0.0})
+        for _ in range(2):
+            problem._step += problem.steps_per_record
+            problem._recent = [torch.zeros(1)]
+            problem.record()
+        return problem.best["elbo"]
+
+    assert kept(BASE) == -1 and kept(BASE.replace(faults=["unshuffled"])) == -2
+
+
+def test_averaged_weights_are_the_moving_average_of_the_steps():
+    problem = Mnist([BASE.replace(ema=0.5)])
+    optimiser = torch.optim.SGD([p for p in problem.model.parameters() if p.requires_grad], lr=1e-3)
+    weight, seen = problem.network.decoder.outputs.weight, []
+    for step in range(3):
+        optimiser.zero_grad()
+        (-problem.objective(step)).sum().backward()
+        optimiser.step()
+        seen.append(weight.detach().clone())
+    problem.record()
+    # The average starts at the weights after the first step.
+    expected = 0.25 * seen[0] + 0.25 * seen[1] + 0.5 * seen[2]
+    torch.testing.assert_close(problem.judged.decoder.outputs.weight, expected)
+    assert problem.judged is not problem.network and not problem.judged.decoder.outputs.weight.requires_grad
+    assert torch.equal(problem.best["weights"]["decoder.outputs.weight"], problem.judged.decoder.outputs.weight)
+
+
+def test_a_chain_from_the_prior_starts_at_a_standard_normal_and_sees_the_image_through_its_kernels():
+    torch.manual_seed(0)
+    model, x = auto_encoder(BASE.replace(base="prior")).eval(), Mnist([BASE]).test[:5]
+    chain = model.posterior(x)
+    standard = DiagonalGaussian.isotropic(4)
+    z = torch.randn(7, 5, 4)
+    torch.testing.assert_close(chain.base.log_prob(z), standard.log_prob(z))
+    ends = chain.rsample(noise=torch.zeros(3, 5, 4)).z[-1]
+    assert (ends[0] - ends[1]).abs().max() > 1e-4
+
+
+def test_iwae_with_one_sample_has_the_elbos_gradient():
+    one, x = moved(BASE.replace(method="iwae", iwae_samples=1))
+    plain, _ = moved(BASE.replace(method="vae"))
+    for a, b in zip(taught_vae(one, values_at(one, x)), taught_vae(plain, values_at(plain, x)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def taught_vae(problem, values):
+    problem.network.zero_grad()
+    values.mean().backward()
+    return [p.grad for p in problem.network.parameters()]
+
+
+def test_the_iwae_bound_rises_with_its_samples():
+    problem, x = moved(BASE.replace(method="iwae"))
+    problem.network.eval()
+    network, means = problem.network, []
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for k in (1, 5, 50):
+            groups = objectives.beta_elbo(network.posterior(x), network.joint(x), 1.0, (k, 200))
+            means.append(float((torch.logsumexp(groups, 0) - math.log(k)).mean()))
+    assert means[0] < means[1] < means[2]
+
+
+@pytest.mark.parametrize("method", ["planar", "householder", "iaf"])
+def test_flows_of_an_image_depend_on_the_image(method):
+    torch.manual_seed(0)
+    model = auto_encoder(BASE.replace(method=method)).eval()
+    chain = model.posterior(Mnist([BASE]).test[:3])
+    with torch.no_grad():
+        chain.base.loc[:], chain.base.scale[:] = 0.5, 1.0
+        z = chain.rsample(noise=torch.full((len(chain) + 1, 3, 4), 0.3)).z[-1]
+    assert (z[0] - z[1]).abs().max() > 1e-4
+
+
+def test_gated_layers_have_no_batch_statistics():
+    model = auto_encoder(BASE.replace(layers="gated"))
+    assert not list(model.buffers())
+    x = torch.randn(3, 784)
+    layer = model.encoder.features[0]
+    value, gate = layer.value_and_gate(x).chunk(2, -1)
+    torch.testing.assert_close(layer(x), value * torch.sigmoid(gate))
