@@ -1,7 +1,8 @@
-"""Studies: the comparisons on toys that the full profile makes, each a list of specs that differ in what it asks.
+"""Studies: the comparisons that the full profile makes, each a list of specs that differ in what it asks.
 
-All share the report's configuration unless the study says otherwise: T = 4, hidden 32, batch 128, 3,000 steps of Adam
-at 1e-3 with beta1 = 0.9, seeds 0 to 9, energies A to F.
+All share the report's configuration unless the study says otherwise. Toys: T = 4, hidden 32, batch 128, 3,000 steps of
+Adam at 1e-3 with beta1 = 0.9, seeds 0 to 9, energies A to F. MNIST: batch 64, 25 epochs of Adam at 1e-3, beta from 0.2
+by 2e-4 a step, five transitions of hidden size 40 that start near the identity, seeds 0 to 2.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from annealed_core.earlier import FAULTS
 from annealed_core.spec import Spec
 
 SEEDS = range(10)
@@ -95,6 +97,55 @@ def best() -> list[Spec]:
     ]
 
 
+def _mnist(seeds: range = range(3), **fields: Any) -> list[Spec]:
+    return [Spec(experiment="mnist", seed=seed, **fields) for seed in seeds]
+
+
+def mnist() -> list[Spec]:
+    """Every method on MNIST in the report's configuration, with likelihoods from 5,000 samples."""
+    plans: list[dict[str, Any]] = [{"method": m} for m in ("vae", "hvi", "avo", "mixture")]
+    plans += [{"method": m} for m in ("planar", "householder", "iaf")]
+    plans += [{"method": "iwae", "iwae_samples": k} for k in (1, 5, 50)]
+    return [spec for plan in plans for spec in _mnist(**plan, nll_samples=5000)]
+
+
+def long() -> list[Spec]:
+    """Eight times as many epochs, with a learning rate that falls to 0 as a cosine."""
+    shared: dict[str, Any] = {"epochs": 200, "batch": 128, "lr_schedule": "cosine", "nll_samples": 5000}
+    return [spec for method in ("vae", "hvi", "avo") for spec in _mnist(method=method, **shared)]
+
+
+def anatomy() -> list[Spec]:
+    """The earlier report's faults: all, all but the first, all but the first two ...; each alone; none."""
+    names = tuple(FAULTS)
+    chosen = [names[start:] for start in range(len(names))] + [(name,) for name in names[:-1]] + [()]
+    shared: dict[str, Any] = {"batch": 256}
+    faulty = [spec for faults in chosen for spec in _mnist(method="mixture", faults=faults, **shared)]
+    for faults in (names, ()):  # and from torch's initial weights, as the earlier code started
+        faulty += _mnist(method="mixture", faults=faults, initialisation="default", **shared)
+    return faulty + [spec for method in ("hvi", "avo") for spec in _mnist(method=method, **shared)]
+
+
+def regime() -> list[Spec]:
+    """What might make the chain earn its cost, one change at a time, judged on the validation images."""
+    shared: dict[str, Any] = {"epochs": 40, "batch": 128, "lr_schedule": "cosine"}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"avo_weight": 0.5},
+        {"avo_weight": 1.0},
+        {"path": "geometric"},
+        {"initialisation": "default"},
+        {"schedule": "constant"},
+        {"n_transitions": 2},
+        {"base": "prior", "hidden": 200},
+        {"faults": ["decoder"]},
+    ]
+    unlike_hvi = [c for c in changes if not c.keys() & {"avo_weight", "path", "faults"}]
+    return [spec for change in changes for spec in _mnist(range(2), method="avo", **shared, **change)] + [
+        spec for change in unlike_hvi for spec in _mnist(range(2), method="hvi", **shared, **change)
+    ]
+
+
 #: The lines of the table of all methods: what the specs of each have in common, in the studies below.
 LINES: dict[str, dict[str, Any]] = {
     "HVI, ELBO": {"kernel": "gated", "method": "elbo", "initialisation": "default"},
@@ -118,7 +169,8 @@ LINES: dict[str, dict[str, Any]] = {
     "spline flow, AVO": {"kernel": "spline", "method": "avo"},
 }
 
-_EVERY = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best)
+_TOYS = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best)
+_EVERY: tuple[Callable[[], list[Spec]], ...] = (*_TOYS, mnist, long, anatomy, regime)
 STUDIES: dict[str, Callable[[], list[Spec]]] = {study.__name__: study for study in _EVERY}
 
 

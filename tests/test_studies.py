@@ -3,6 +3,7 @@
 import pytest
 
 from annealed_core.comparison import select
+from annealed_core.earlier import FAULTS
 from annealed_core.studies import LINES, NVI_SAMPLES, STUDIES, find_study
 
 TABLED = ("grid", "objectives", "kernels", "initialisation")
@@ -18,7 +19,8 @@ def test_a_study_has_no_spec_twice_and_each_method_every_seed(name):
         key = tuple(sorted((k, v) for k, v in spec.fields().items() if k != "seed"))
         groups.setdefault(key, set()).add(spec.seed)
     assert len({frozenset(seeds) for seeds in groups.values()}) == 1
-    assert all(len(seeds) >= (5 if name == "best" else 10) for seeds in groups.values())
+    enough = {"best": 5, "mnist": 3, "long": 3, "anatomy": 3, "regime": 2}.get(name, 10)
+    assert all(len(seeds) >= enough for seeds in groups.values())
 
 
 def test_studies_share_no_spec():
@@ -52,3 +54,17 @@ def test_an_unknown_study_is_refused_with_the_known_ones():
     assert find_study("compute") == STUDIED["compute"]
     with pytest.raises(ValueError, match=r"^unknown study 'grit': choose one of grid, objectives, kernels, "):
         find_study("grit")
+
+
+def test_the_anatomy_takes_the_faults_away_one_by_one_and_shows_each_alone():
+    found = {spec.faults for spec in STUDIED["anatomy"] if spec.method == "mixture"}
+    names = tuple(FAULTS)
+    assert {names, names[1:], names[2:], names[3:], names[4:], ()} <= found
+    assert {(name,) for name in names} <= found
+    assert {spec.method for spec in STUDIED["anatomy"]} == {"mixture", "hvi", "avo"}
+
+
+def test_what_the_long_study_compares_differs_in_the_method_alone():
+    for name in ("long", "regime"):
+        shared = {(s.epochs, s.batch, s.lr, s.lr_schedule, s.layers, s.ema) for s in STUDIED[name]}
+        assert len(shared) == 1
