@@ -1,7 +1,8 @@
 """Results: figures of long runs, committed with the report.
 
 A reader sees them beside what a short run just computed.
-`results/<profile>/<name>.json` is a list of records {spec, metrics, seconds, machine, versions, date, commit, code}.
+`results/<profile>/<name>.json` is a list of records {spec, metrics, seconds, machine, versions, date, commit, code},
+some with a history.
 `make record` writes them.
 """
 
@@ -39,6 +40,7 @@ class Record:
     date: str
     commit: str
     code: str
+    history: Sequence[dict[str, float]] = ()
 
 
 def machine() -> str:
@@ -65,8 +67,10 @@ def _commit() -> str:
         return "unknown"
 
 
-def record(profile: str, name: str, runs: Sequence[Run]) -> None:
+def record(profile: str, name: str, runs: Sequence[Run], every: int = 0) -> None:
     """Add the runs to `results/<profile>/<name>.json`, in place of older records of the same specs.
+
+    With `every`, one line of their histories out of so many is kept too, the last one among them.
 
     Only `make record` does so, by setting $ANNEALED_RECORD: whoever just looks at a full run changes no committed file.
     """
@@ -81,6 +85,8 @@ def record(profile: str, name: str, runs: Sequence[Run]) -> None:
         spec = describe(run.spec)
         new = {"spec": spec, "metrics": run.metrics, "seconds": round(run.seconds, 1), **made}
         new["code"] = code_version(run.spec.experiment)
+        if every:
+            new["history"] = run.history[::-1][::every][::-1]
         old = known.get(json.dumps(spec, sort_keys=True))
         if old is None or _rounded(old["metrics"]) != _rounded(
             run.metrics

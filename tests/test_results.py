@@ -53,6 +53,18 @@ def test_committed_records_are_complete_and_name_no_computer(path):
     records = json.loads(Path(path).read_text())
     assert records
     for line in records:
-        assert set(line) == {"spec", "metrics", "seconds", "machine", "versions", "date", "commit", "code"}
+        keys = {"spec", "metrics", "seconds", "machine", "versions", "date", "commit", "code"}
+        assert set(line) - {"history"} == keys
         assert json.loads(json.dumps(Spec(**line["spec"]).fields())) == line["spec"]
         assert line["seconds"] > 0 and re.fullmatch(r"\d{4}-\d\d-\d\d", line["date"])
+
+
+def test_a_record_keeps_as_much_of_the_history_as_is_asked_for(folder):
+    spec = SPECS[0].replace(steps=1250)  # five lines
+    whole = run(spec)
+    results.record("full", "toy", [whole], every=2)
+    (found,) = results.load("full", "toy")
+    assert [line["step"] for line in found.history] == [250, 750, 1250]
+    assert found.history[-1]["elbo"] == pytest.approx(whole.history[-1]["elbo"], rel=1e-6)
+    results.record("full", "other", [whole])
+    assert results.load("full", "other")[0].history == ()
