@@ -41,6 +41,11 @@ class Interval:
         return f"{self.mean:.{digits}f} ± {self.half_width:.{digits}f}"
 
 
+def text(found: Interval | None, digits: int = 2) -> str:
+    """What an interval says of itself, or a dash where nothing was run."""
+    return "–" if found is None else found.text(digits)
+
+
 def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """The mean of independent values with its Student-t interval.
 

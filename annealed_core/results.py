@@ -125,5 +125,11 @@ def provenance(records: Sequence[Record]) -> str:
     return f"{len(records)} runs, {seeds} seeds, {places}, torch {torches}, {span}"
 
 
+def importance_samples(records: Sequence[Record | Run]) -> str:
+    """How many importance samples, of how many images, the likelihoods of MNIST runs were taken with."""
+    found = {(each.metrics["nll_samples"], each.metrics["nll_images"]) for each in records}
+    return "; ".join(f"{samples:,} on {images:,} images" for samples, images in sorted(found)) or "not yet run"
+
+
 def _folder() -> Path:
     return Path(os.environ.get("ANNEALED_RESULTS") or FOLDER)

@@ -169,6 +169,20 @@ LINES: dict[str, dict[str, Any]] = {
     "spline flow, AVO": {"kernel": "spline", "method": "avo"},
 }
 
+#: The lines of the table of MNIST: what the specs of each method have in common, in the study of that name.
+MNIST_LINES: dict[str, dict[str, Any]] = {
+    "VAE": {"method": "vae"},
+    "HVI": {"method": "hvi"},
+    "HVI-AVO": {"method": "avo"},
+    "HVI, AVO in a fifth of the steps": {"method": "mixture"},
+    "planar flow": {"method": "planar"},
+    "Householder flow": {"method": "householder"},
+    "IAF": {"method": "iaf"},
+    "IWAE, K = 1": {"method": "iwae", "iwae_samples": 1},
+    "IWAE, K = 5": {"method": "iwae", "iwae_samples": 5},
+    "IWAE, K = 50": {"method": "iwae", "iwae_samples": 50},
+}
+
 _TOYS = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best)
 _EVERY: tuple[Callable[[], list[Spec]], ...] = (*_TOYS, mnist, long, anatomy, regime)
 STUDIES: dict[str, Callable[[], list[Spec]]] = {study.__name__: study for study in _EVERY}
