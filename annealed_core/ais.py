@@ -4,7 +4,8 @@
     particles.log_z, particles.log_z_se
 
 Particles drawn from a base follow f_t = target^alpha_t * base^(1 - alpha_t), moved by Markov moves and weighed at each
-temperature. The temperatures are given, or as many as it takes to keep the weights even.
+temperature. The temperatures are given, or as many as it takes to keep the weights even. `reverse_ais` goes the other
+way, from exact samples of the target to the base: the two bracket log Z (bidirectional Monte Carlo).
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ _JITTER = 0.5
 
 @dataclass(frozen=True)
 class Particles:
-    """What annealed importance sampling gives.
+    """What annealed importance sampling gives; `reverse_ais` says what differs there.
 
     Attributes:
         z: the particles' last states, (n, *batch, dim); properly weighted samples of the target.
         log_weights: in nats, (n, *batch).
         alphas: the temperatures used, (T + 1,), from 0 to 1, in double precision.
         acceptance: mean acceptance at each temperature but the first, (T,).
+        step_sizes: of the first move at each temperature but the first, (T, *batch).
         log_z: estimate of log Z in nats, (*batch,).
         log_z_se: its standard error by the delta method, (*batch,).
         ess: effective sample size as a fraction in [1 / n, 1], (*batch,).
@@ -46,6 +48,7 @@ class Particles:
     log_weights: Tensor
     alphas: Tensor
     acceptance: Tensor
+    step_sizes: Tensor
     log_z: Tensor
     log_z_se: Tensor
     ess: Tensor
@@ -115,6 +118,30 @@ def _move(
     return move(z)[0], move.accepted
 
 
+def _jitter(step_size: float | Tensor | None) -> float:
+    """How far a particle's step may lie from the step size, as a share of it."""
+    return _JITTER if step_size is None or isinstance(step_size, Tensor) else 0.0
+
+
+def _steps(step_size: float | Tensor, n_temperatures: int, base: DiagonalGaussian) -> Tensor:
+    """A step size for each temperature but the first and each element of the batch: (T, *batch), checked."""
+    check_positive(step_size=step_size)
+    shape = (n_temperatures, *base.batch_shape)
+    if isinstance(step_size, Tensor):
+        if step_size.shape != shape:
+            raise ValueError(f"step_size must have shape {shape}, got {tuple(step_size.shape)}")
+        return step_size.to(base.loc)
+    return base.loc.new_full(shape, step_size)
+
+
+def _check_moves(target: Any, base: DiagonalGaussian, move: str, n_moves: int, n_leapfrog: int) -> None:
+    check_whole(n_moves=n_moves, n_leapfrog=n_leapfrog)
+    if move not in ACCEPTANCE:
+        raise ValueError(f"unknown move {move!r}: choose one of {', '.join(ACCEPTANCE)}")
+    if target.dim != base.dim:
+        raise ValueError(f"base must have the target's dim {target.dim}, got {base.dim}")
+
+
 @torch.no_grad()
 def ais(
     target: Any,
@@ -126,7 +153,7 @@ def ais(
     move: str = "hamiltonian",
     n_moves: int = 2,
     n_leapfrog: int = 10,
-    step_size: float | None = None,
+    step_size: float | Tensor | None = None,
 ) -> Particles:
     """Weighted samples of a target and an estimate of its log Z, by annealed importance sampling.
 
@@ -145,46 +172,113 @@ def ais(
         move: "hamiltonian", "langevin" or "metropolis".
         n_moves: moves at each temperature.
         n_leapfrog: leapfrog steps of a Hamiltonian move.
-        step_size: the same for all moves; unless given, it follows the path, for each element of the batch, towards
-            the acceptance in `ACCEPTANCE`, and each particle takes a step within half of it, so that no number of
-            leapfrog steps brings all back to where they were (Neal 2011, arXiv 1206.1901, section 3.2).
+        step_size: the same for all moves, or one for each temperature and element of the batch, (T, *batch), as
+            `Particles.step_sizes` has them; unless given, it follows the path, for each element of the batch, towards
+            the acceptance in `ACCEPTANCE`. Unless it is one number, each particle takes a step within half of it, so
+            that no number of leapfrog steps brings all back to where they were (Neal 2011, arXiv 1206.1901, section
+            3.2).
 
     Raises ValueError, naming the argument, for those that do not fit, and for a target whose log_prob has the wrong
     shape or is NaN or +inf where a particle is.
     """
-    check_whole(n_particles=n_particles, n_temperatures=n_temperatures, n_moves=n_moves, n_leapfrog=n_leapfrog)
-    if move not in ACCEPTANCE:
-        raise ValueError(f"unknown move {move!r}: choose one of {', '.join(ACCEPTANCE)}")
+    check_whole(n_particles=n_particles, n_temperatures=n_temperatures)
+    _check_moves(target, base, move, n_moves, n_leapfrog)
     if threshold is not None and not 0 < threshold < 1:
         raise ValueError(f"threshold must lie in (0, 1), got {threshold!r}")
     if threshold is not None and alphas is not None:
         raise ValueError("alphas and threshold exclude each other: a threshold chooses the alphas")
-    if target.dim != base.dim:
-        raise ValueError(f"base must have the target's dim {target.dim}, got {base.dim}")
-    if step_size is not None:
-        check_positive(step_size=step_size)
+    if threshold is not None and isinstance(step_size, Tensor):
+        raise ValueError("step_size must be a number or None with a threshold, which chooses how many alphas there are")
     path = GeometricPath(base, target, linear_alphas(n_temperatures) if alphas is None else alphas)
     given = path.alphas.tolist()
+    steps = None if step_size is None else _steps(step_size, 1 if threshold else len(path) - 1, base)
 
     z = base.rsample(torch.randn((n_particles, *base.loc.shape), dtype=base.loc.dtype, device=base.loc.device))
     log_weights = torch.zeros_like(z[..., 0])
-    step = 0.5 * base.scale.mean(-1) if step_size is None else torch.full_like(base.scale[..., 0], step_size)
-    used, acceptance = [0.0], []
+    step = 0.5 * base.scale.mean(-1)
+    used, acceptance, step_sizes = [0.0], [], []
     while used[-1] < 1:
         slope = _slope(target, base, z)
         alpha = given[len(used)] if threshold is None else _next_alpha(used[-1], threshold, log_weights, slope)
         log_weights = log_weights + (alpha - used[-1]) * slope
+        if steps is not None:
+            step = steps[0 if threshold else len(used) - 1]
         used.append(alpha)
+        step_sizes.append(step)
         rates = []
         for _ in range(n_moves):
-            jitter = _JITTER if step_size is None else 0.0
-            z, accepted = _move(move, _tempered(target, base, alpha), z, step, jitter, n_leapfrog)
+            z, accepted = _move(move, _tempered(target, base, alpha), z, step, _jitter(step_size), n_leapfrog)
             rates.append(accepted.mean(0))
-            if step_size is None:
+            if steps is None:
                 step = step * (rates[-1] - ACCEPTANCE[move]).exp()
         acceptance.append(torch.stack(rates).mean())
     log_z, log_z_se = log_mean_weight(log_weights)
-    used_alphas = torch.tensor(used, dtype=torch.float64)
     return Particles(
-        z, log_weights, used_alphas, torch.stack(acceptance), log_z, log_z_se, effective_sample_size(log_weights)
+        z,
+        log_weights,
+        torch.tensor(used, dtype=torch.float64),
+        torch.stack(acceptance),
+        torch.stack(step_sizes),
+        log_z,
+        log_z_se,
+        effective_sample_size(log_weights),
+    )
+
+
+@torch.no_grad()
+def reverse_ais(
+    target: Any,
+    base: DiagonalGaussian,
+    z: Tensor,
+    step_size: float | Tensor,
+    alphas: Tensor | Sequence[float] | None = None,
+    n_temperatures: int = 200,
+    move: str = "hamiltonian",
+    n_moves: int = 2,
+    n_leapfrog: int = 10,
+) -> Particles:
+    """An estimate of log Z from above: `ais` backwards, from exact samples of the target to the base.
+
+    z_T is an exact sample, z_{t-1} comes from z_t by the moves that leave f_t invariant (each is its own reversal), and
+    log w = sum_t (alpha_t - alpha_{t-1}) * (log f(z_{t-1}) - log q_0(z_{t-1})) as in `ais`. The mean of 1 / w is
+    unbiased for 1 / Z, so that `log_z`, which is -log of it, is at least log Z in expectation (Grosse, Ghahramani &
+    Adams 2015, arXiv 1511.02543). That needs step sizes that do not depend on z: take those of an `ais` with the same
+    moves.
+
+    Args:
+        target, base, alphas, n_temperatures, move, n_moves, n_leapfrog: as for `ais`, and best the same.
+        z: exact samples of the target, (n, *batch, dim); they may be n copies of one.
+        step_size: as for `ais`, but never adapted.
+
+    Returns Particles whose `z` are at the base, `log_weights` are log w, `acceptance` and `step_sizes` are in the order
+    of the alphas, and `log_z_se` and `ess` are those of the weights 1 / w. Raises ValueError as `ais` does.
+    """
+    check_whole(n_temperatures=n_temperatures)
+    _check_moves(target, base, move, n_moves, n_leapfrog)
+    if z.ndim != base.loc.ndim + 1 or z.shape[1:] != base.loc.shape:
+        shape = ", ".join(map(str, base.loc.shape))
+        raise ValueError(f"z must have shape (n, {shape}), got {tuple(z.shape)}")
+    path = GeometricPath(base, target, linear_alphas(n_temperatures) if alphas is None else alphas)
+    given = path.alphas.tolist()
+    steps = _steps(step_size, len(path) - 1, base)
+    log_weights, acceptance = torch.zeros_like(z[..., 0]), []
+    for t in range(len(path) - 1, 0, -1):
+        rates = []
+        for _ in range(n_moves):
+            z, accepted = _move(
+                move, _tempered(target, base, given[t]), z, steps[t - 1], _jitter(step_size), n_leapfrog
+            )
+            rates.append(accepted.mean())
+        log_weights = log_weights + (given[t] - given[t - 1]) * _slope(target, base, z)
+        acceptance.append(torch.stack(rates).mean())
+    log_inverse, log_z_se = log_mean_weight(-log_weights)
+    return Particles(
+        z,
+        log_weights,
+        torch.tensor(given, dtype=torch.float64),
+        torch.stack(acceptance[::-1]),
+        steps,
+        -log_inverse,
+        log_z_se,
+        effective_sample_size(-log_weights),
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from annealed_core import evidence
-from annealed_core.ais import ais, conditional_effective_sample_size
+from annealed_core.ais import ais, conditional_effective_sample_size, reverse_ais
 from annealed_core.kernels import DiagonalGaussian
 from annealed_core.targets import ENERGIES, Energy, linear_alphas
 
@@ -226,4 +226,91 @@ def test_bad_arguments_are_refused_by_name(given, message):
     torch.manual_seed(0)
     with pytest.raises(ValueError, match=f"^{message}") as refusal:
         ais(**{"target": ENERGIES["A"], "base": base(), "n_particles": 10, **given})
+    assert "\n" not in str(refusal.value)
+
+
+@every_move
+@pytest.mark.parametrize("n_temperatures", [1, 4])
+def test_backwards_from_exact_samples_the_mean_inverse_weight_is_unbiased(move, n_temperatures):
+    torch.manual_seed(0)
+    # Wider than the base, so that the inverse weights have a finite variance.
+    wide = DiagonalGaussian(
+        torch.tensor([0.8, -0.8], dtype=torch.float64), torch.tensor([1.2, 1.6], dtype=torch.float64)
+    )
+    exact = wide.rsample(torch.randn(20_000, 2, dtype=torch.float64))
+    steps = torch.full((n_temperatures,), 0.4, dtype=torch.float64)
+    target = Energy("wide", lambda z: wide.log_prob(z) + 0.7)
+    found = reverse_ais(target, base(), exact, steps, n_temperatures=n_temperatures, move=move)
+    inverse = (0.7 - found.log_weights).exp()
+    error = inverse.std() / len(inverse) ** 0.5
+    assert error < 0.02 and abs(inverse.mean() - 1) < 4 * error
+    assert found.log_z == pytest.approx(0.7 - float(inverse.mean().log())) and found.log_z_se < 0.02
+    assert found.log_weights.mean() > 0.7 + 0.1
+
+
+def test_backwards_goes_through_the_same_temperatures_and_ends_at_the_base():
+    torch.manual_seed(0)
+    exact = torch.tensor([1.0, -1.0]) + torch.tensor([0.4, 0.8]) * torch.randn(4000, 2, dtype=torch.float64)
+    forwards = ais(narrow(), base(), 500, n_temperatures=60)
+    backwards = reverse_ais(narrow(), base(), exact, forwards.step_sizes, n_temperatures=60)
+    assert torch.equal(forwards.alphas, backwards.alphas) and torch.equal(forwards.step_sizes, backwards.step_sizes)
+    torch.testing.assert_close(forwards.acceptance[10:], backwards.acceptance[10:], rtol=0, atol=0.1)
+    assert backwards.z.mean(0).abs().max() < 0.1 and backwards.z.std(0).tolist() == pytest.approx([1, 1], abs=0.1)
+    assert backwards.log_z == pytest.approx(0.7, abs=0.03) and backwards.ess > 0.8
+
+
+def test_from_an_exact_base_the_weights_are_equal_backwards_too():
+    torch.manual_seed(0)
+    target = Energy("3 N", lambda z: base(2.0).log_prob(z) + math.log(3))
+    found = reverse_ais(target, base(2.0), 2 * torch.randn(50, 2, dtype=torch.float64), 0.3, n_temperatures=5)
+    torch.testing.assert_close(found.log_weights, torch.full((50,), math.log(3), dtype=torch.float64))
+    assert found.ess == pytest.approx(1)
+
+
+@every_move
+def test_the_step_sizes_found_once_can_be_used_again_and_the_mean_weight_is_then_unbiased(move):
+    torch.manual_seed(0)
+    found = ais(narrow(), base(), 100, n_temperatures=3, move=move).step_sizes
+    assert found.shape == (3,) and found[0] == 0.5 and len(found.unique()) == 3
+    again = ais(narrow(), base(), 20_000, n_temperatures=3, move=move, step_size=found)
+    weights = again.log_weights.exp()
+    error = weights.std() / len(weights) ** 0.5
+    assert torch.equal(again.step_sizes, found) and abs(weights.mean() - math.exp(0.7)) < 4 * error
+
+
+def test_a_step_size_for_each_temperature_and_element_moves_just_that():
+    torch.manual_seed(0)
+    start = DiagonalGaussian(torch.zeros(2, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64))
+    tiny = torch.tensor([[1e-12, 0.3], [1e-12, 0.3]], dtype=torch.float64)
+    found = ais(narrow(), start, 200, n_temperatures=2, step_size=tiny)
+    torch.manual_seed(0)
+    begun = torch.randn(200, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(found.z[:, 0], begun[:, 0])
+    assert ((found.z - begun)[:, 1].abs().amax(-1) > 1e-3).float().mean() > 0.9
+    assert ais(narrow(), start, 5, n_temperatures=4).step_sizes.shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: ais(narrow(), base(), 5, n_temperatures=3, step_size=torch.ones(2)),
+            r"step_size must have shape \(3,\), got \(2,\)",
+        ),
+        (
+            lambda: ais(narrow(), base(), 5, threshold=0.9, step_size=torch.ones(2)),
+            "step_size must be a number or None with a threshold",
+        ),
+        (
+            lambda: reverse_ais(narrow(), base(), torch.zeros(5, 3), 0.1),
+            r"z must have shape \(n, 2\), got \(5, 3\)",
+        ),
+        (lambda: reverse_ais(narrow(), base(), torch.zeros(5, 2), 0.0), "step_size must be finite and above 0, got 0"),
+        (lambda: reverse_ais(narrow(), base(), torch.zeros(5, 2), 0.1, n_temperatures=0), "n_temperatures must be a"),
+        (lambda: reverse_ais(narrow(), base(), torch.zeros(5, 2), 0.1, move="gibbs"), "unknown move 'gibbs': choose"),
+    ],
+)
+def test_step_sizes_and_samples_that_do_not_fit_are_refused_by_name(call, message):
+    with pytest.raises(ValueError, match=f"^{message}") as refusal:
+        call()
     assert "\n" not in str(refusal.value)

@@ -1,0 +1,113 @@
+"""The densities of an auto-encoder for many images: taken in parts, and in few passes over the pixels.
+
+What `likelihood` and `inference` have in common.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu, softplus
+from torch.nn.utils.fusion import fuse_linear_bn_eval
+
+from annealed_core.chain import Chain
+from annealed_core.kernels import DiagonalGaussian
+from annealed_core.vae import Decoder, Joint
+
+CHUNK_ROWS = 2048  # the logits of so many images stay in a processor's cache
+WEIGHTS = 2**22  # log-weights held at a time
+
+
+class FoldedJoint(Joint):
+    """`vae.Joint` as it stands in evaluation mode, with the same values and gradients of z, in fewer passes.
+
+    Batch normalisation is folded into the linear layers, and the sum of logits * x over pixels is h . (W^T x) + b . x,
+    a product with the last hidden layer h instead of one with the logits.
+
+    Args:
+        layers: the decoder's hidden layers, without their LeakyReLU; `outputs`: its last.
+        x: (batch, 784), values in {0, 1}.
+        latents: dimensions of z.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], outputs: nn.Linear, x: Tensor, latents: int) -> None:
+        super().__init__(outputs, x, latents)
+        self.layers, self.weight, self.bias = layers, outputs.weight.detach(), outputs.bias.detach()
+        self.observed_weight, self.observed_bias = x @ self.weight, x @ self.bias
+
+    def log_likelihood(self, z: Tensor) -> Tensor:
+        """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
+        hidden = z.flatten(0, -2)
+        for layer in self.layers:
+            hidden = leaky_relu(layer(hidden), inplace=True)
+        logits = torch.addmm(self.bias, hidden, self.weight.T)
+        # Autograd needs the logits; without it, the same memory takes the softplus.
+        log_ones = softplus(logits) if logits.requires_grad else torch.ops.aten.softplus.out(logits, out=logits)
+        observed = (hidden.unflatten(0, z.shape[:-1]) * self.observed_weight).sum(-1) + self.observed_bias
+        return observed - log_ones.sum(-1).unflatten(0, z.shape[:-1])
+
+    def frozen(self) -> FoldedJoint:
+        """Itself: its weights don't learn."""
+        return self
+
+
+@torch.no_grad()
+def posterior_of(model: Any, x: Tensor) -> Chain:
+    """The posterior of all images, after a look at them and the model's mode."""
+    if getattr(model, "training", False):
+        raise ValueError("model must be in evaluation mode, got training = True")
+    if x.ndim != 2 or not len(x):
+        raise ValueError(f"x must have shape (n_images, pixels), got {tuple(x.shape)}")
+    return model.posterior(x)
+
+
+def targets_of(model: Any, x: Tensor) -> Callable[[slice], Any]:
+    """What gives the target of a slice of the images, in its fastest form."""
+    joint = model.joint(x)
+    if type(joint) is not Joint or type(joint.decoder) is not Decoder:
+        return lambda images: model.joint(x[images])
+    hidden: list[Any] = list(joint.decoder.features)
+    outputs = joint.decoder.outputs
+    layers = [fuse_linear_bn_eval(*pair).requires_grad_(False) for pair in zip(hidden[::3], hidden[1::3], strict=True)]
+    return lambda images: FoldedJoint(layers, outputs, x[images], joint.dim)
+
+
+def part_of(chain: Chain, images: slice) -> Chain:
+    """The chain of a slice of the images."""
+    base = DiagonalGaussian(chain.base.loc[images], chain.base.scale[images])
+    return Chain(base, chain.kernels, None if chain.context is None else chain.context[images])
+
+
+def slices(stop: int, size: int, start: int = 0) -> Iterator[slice]:
+    """Slices of at most `size`, and at least 1, that cover start ... stop."""
+    size = max(1, size)
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))
+
+
+def log_weights_of(
+    chains: Sequence[Chain], targets: Callable[[slice], Any], images: slice, n_samples: int, chunk_rows: int
+) -> Tensor:
+    """Log-weights of each chain on the same noise, in nats: (n_chains, n_samples, n_images)."""
+    loc = chains[0].base.loc
+    values = loc.new_empty((len(chains), n_samples, images.stop - images.start))
+    for part in slices(images.stop, chunk_rows // n_samples, images.start):
+        target, pieces = targets(part), [part_of(chain, part) for chain in chains]
+        columns = slice(part.start - images.start, part.stop - images.start)
+        for samples in slices(n_samples, chunk_rows):
+            # Drawn image by image, so that what an image gets does not depend on the chunks.
+            shape = (part.stop - part.start, samples.stop - samples.start, len(chains[0]) + 1, loc.shape[-1])
+            noise = torch.randn(shape, dtype=loc.dtype, device=loc.device).permute(2, 1, 0, 3)
+            for row, piece in zip(values, pieces, strict=True):
+                row[samples, columns] = piece.log_weight(target, piece.rsample(noise=noise))
+    return values
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Mean over images and its standard error, NaN for one image."""
+    values = values.double()
+    return float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan

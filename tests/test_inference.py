@@ -1,0 +1,191 @@
+"""Inference gaps, aggregate posteriors and active units against auto-encoders for which they are known."""
+
+import math
+
+import pytest
+import torch
+from linear_gaussian import FLOAT, LinearGaussian, correlated, orthogonal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
+
+from annealed_core import inference
+from annealed_core.flows import Planar
+from annealed_core.kernels import GatedGaussianPair
+from annealed_core.vae import VAE
+
+
+class Blur(torch.nn.Module):
+    """A kernel that adds noise of a given scale: q(z' | z) = N(z, scale^2), and r(z | z') the same."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forwards(self, z, context=None):
+        return z, torch.full_like(z, self.scale)
+
+    def forward(self, z, context=None, noise=None):
+        return z + self.scale * noise, torch.zeros_like(z[..., 0])
+
+
+def closed_form_gap(model):
+    """KL(best factorised Gaussian || posterior): both have the same mean and the same diagonal of the precision."""
+    return 0.5 * float(model.precision.diagonal().log().sum() - torch.logdet(model.precision))
+
+
+def gaps(model, x, **given):
+    torch.manual_seed(0)
+    return inference.inference_gaps(
+        model, x, **{"steps": 300, "n_samples": 4000, "n_particles": 4, "n_temperatures": 20, **given}
+    )
+
+
+def test_the_gaps_are_the_closed_forms_and_add_up():
+    model = correlated(shift=0.3, stretch=1.3)
+    torch.manual_seed(0)
+    x = model.simulate(10)[1]
+    found = gaps(model, x)
+    assert found.estimator == "importance sampling"
+    assert found.approximation == pytest.approx(closed_form_gap(model), abs=0.03) and closed_form_gap(model) > 0.3
+    shift = torch.full((3,), 0.3, dtype=FLOAT)
+    stretched = 3 * (0.5 * (1.3**2 - 1) - math.log(1.3)) + 0.5 * float(shift @ model.precision @ shift)
+    assert found.amortisation == pytest.approx(stretched, abs=0.05)
+    total = found.log_px - found.amortised_bound
+    assert found.approximation + found.amortisation == pytest.approx(float(total.mean()))
+    assert found.amortisation_se == pytest.approx(float((found.best_bound - found.amortised_bound).std() / 10**0.5))
+    assert found.approximation_se == pytest.approx(float((found.log_px - found.best_bound).std() / 10**0.5))
+
+
+def test_perfect_amortisation_has_no_gap():
+    model = correlated()
+    found = gaps(model, model.simulate(10)[1])
+    assert abs(found.amortisation) < 0.01 and found.approximation == pytest.approx(closed_form_gap(model), abs=0.03)
+
+
+def test_a_family_that_holds_the_posterior_has_no_approximation_gap():
+    model = orthogonal(shift=0.2)
+    found = gaps(model, model.simulate(10)[1])
+    assert abs(found.approximation) < 0.02 and found.amortisation > 0.05
+
+
+def test_where_the_posterior_is_far_off_ais_gives_the_likelihood():
+    model = correlated(shift=3.0, stretch=0.3)
+    x = model.simulate(5)[1]
+    found = gaps(model, x, n_samples=200, n_temperatures=100)
+    assert found.estimator == "ais" and (found.log_px - model.log_px(x)).mean().abs() < 0.2
+    assert found.approximation == pytest.approx(closed_form_gap(model), abs=0.3)
+
+
+def test_with_kernels_the_base_is_fitted_and_the_models_weights_stay():
+    torch.manual_seed(0)
+    vae = VAE(2, 6, [GatedGaussianPair(2, 5, 6)]).eval()
+    x = (torch.rand(4, 784) < 0.3).float()
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    found = inference.inference_gaps(vae, x, 100, n_samples=1000, n_particles=8, n_temperatures=100)
+    assert found.amortisation > 0 and found.approximation > -0.05
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in vae.parameters())
+
+
+def informative(k, kernels=()):
+    """Five latents, of which k have a say in the images."""
+    torch.manual_seed(0)
+    weight = torch.randn(8, 5)
+    weight[:, k:] = 0
+    return LinearGaussian(weight, kernels=kernels)
+
+
+@pytest.mark.parametrize("kernels", [(), (Blur(1.0),)])
+@pytest.mark.parametrize("k", [0, 2, 5])
+def test_the_active_units_are_the_latents_that_the_decoder_uses(k, kernels):
+    model = informative(k, kernels)
+    x = model.simulate(400)[1]
+    number, variances = inference.active_units(model, x, n_samples=40)
+    assert number == k and variances.shape == (5,)
+    torch.testing.assert_close(variances, model.posterior_mean(x).var(0), rtol=0.1, atol=0.009)
+
+
+def test_the_noise_of_the_draws_alone_has_no_variance_on_average():
+    model = informative(0, (Blur(2.0),))
+    x = model.simulate(400)[1]
+    found = torch.stack([inference.active_units(model, x, n_samples=16)[1] for _ in range(8)]).flatten()
+    assert found.abs().max() > 0.01 and abs(found.mean()) < 4 * found.std() / len(found) ** 0.5
+
+
+def test_the_threshold_is_of_the_variance():
+    model = informative(2)
+    x = model.simulate(100)[1]
+    variances = inference.active_units(model, x)[1]
+    assert inference.active_units(model, x, threshold=float(variances[:2].min()) * 1.001)[0] == 1
+
+
+@pytest.mark.parametrize("kernels", [(), (Blur(0.3), Blur(0.5))])
+def test_the_mean_kl_is_mutual_information_plus_the_kl_of_the_aggregate(kernels):
+    model = correlated(kernels=kernels)
+    found = inference.aggregate_kl(model, model.simulate(30)[1], 7)
+    assert found.mean_kl == pytest.approx(found.mutual_information + found.aggregate_kl, abs=1e-12)
+    assert 0 < found.mutual_information <= math.log(30) and found.aggregate_kl > 0
+
+
+def test_the_terms_are_those_of_the_mixture_over_all_images(monkeypatch):
+    model = correlated(stretch=0.8)
+    x = model.simulate(40)[1]
+    base = model.posterior(x).base
+    posteriors = Independent(Normal(base.loc, base.scale), 1)
+    mixture = MixtureSameFamily(Categorical(torch.ones(40, dtype=FLOAT)), posteriors)
+    prior = Independent(Normal(torch.zeros(3, dtype=FLOAT), 1.0), 1)
+    torch.manual_seed(1)
+    z = posteriors.sample((5000,))
+    torch.manual_seed(0)
+    found = inference.aggregate_kl(model, x, 1000)
+    aggregate = (mixture.log_prob(z) - prior.log_prob(z)).mean()
+    assert found.aggregate_kl == pytest.approx(float(aggregate), abs=0.02)
+    exact = kl_divergence(posteriors, prior)
+    assert found.mean_kl == pytest.approx(float(exact.mean()), abs=0.02)
+    assert found.mean_kl_se == pytest.approx(float(exact.std() / 40**0.5), rel=0.05)
+    monkeypatch.setattr(inference, "WEIGHTS", 1)
+    torch.manual_seed(0)
+    parts = inference.aggregate_kl(model, x, 1000)
+    assert parts.aggregate_kl == pytest.approx(found.aggregate_kl) and parts.mean_kl == pytest.approx(found.mean_kl)
+
+
+def test_posteriors_that_do_not_overlap_have_all_the_information_and_equal_ones_none():
+    apart = correlated(stretch=1e-6)
+    assert inference.aggregate_kl(apart, apart.simulate(20)[1]).mutual_information == pytest.approx(math.log(20))
+    blind = informative(0)
+    found = inference.aggregate_kl(blind, blind.simulate(20)[1])
+    assert max(abs(found.mutual_information), abs(found.aggregate_kl), abs(found.mean_kl)) < 1e-9
+
+
+def test_with_a_kernel_the_mean_kl_falls_to_the_exact_one_as_the_draws_grow():
+    model = correlated(kernels=(Blur(0.6),))
+    x = model.simulate(30)[1]
+    base = model.posterior(x).base
+    exact = kl_divergence(Normal(base.loc, (base.scale.square() + 0.36).sqrt()), Normal(0.0, 1.0)).sum(-1).mean()
+    torch.manual_seed(0)
+    few, many = (
+        sum(inference.aggregate_kl(model, x, n).mean_kl for _ in range(times)) / times for n, times in ((2, 60), (150, 1))
+    )
+    assert few > float(exact) + 0.1 and many == pytest.approx(float(exact), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m, x: inference.active_units(m, x[:1]), "x must have at least 2 images, got 1"),
+        (lambda m, x: inference.active_units(m, x, threshold=0.0), "threshold must be finite and above 0, got 0.0"),
+        (lambda m, x: inference.active_units(m, x, n_samples=1), "n_samples must be a whole number from 2, got 1"),
+        (lambda m, x: inference.aggregate_kl(m, x, 0), "n_samples must be a whole number from 1, got 0"),
+        (lambda m, x: inference.inference_gaps(m, x, 0), "steps must be a whole number from 1, got 0"),
+        (lambda m, x: inference.inference_gaps(m, x, learning_rate=-1.0), "learning_rate must be finite and above 0"),
+        (lambda m, x: inference.aggregate_kl(m.train(), x), "model must be in evaluation mode, got training = True"),
+        (
+            lambda m, x: inference.aggregate_kl(VAE(2, 6, [Planar(2)]).eval(), x),
+            "model must have a Gaussian as its last kernel, got Planar",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(call, message):
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=f"^{message}") as refusal:
+        call(VAE(2, 6, [GatedGaussianPair(2, 5, 6)]).eval(), (torch.rand(3, 784) < 0.3).float())
+    assert "\n" not in str(refusal.value)

@@ -1,0 +1,233 @@
+"""Likelihood estimates against an auto-encoder whose likelihood is known, and Bernoulli ones against the plain form."""
+
+import math
+
+import pytest
+import torch
+from linear_gaussian import correlated, orthogonal
+
+from annealed_core import evidence, likelihood
+from annealed_core.folded import FoldedJoint, targets_of
+from annealed_core.kernels import GatedGaussianPair
+from annealed_core.vae import VAE, Joint
+
+
+def tiny(n_transitions=0, latents=2):
+    """A VAE whose batch normalisation has statistics and parameters of its own."""
+    torch.manual_seed(0)
+    vae = VAE(latents, 6, (GatedGaussianPair(latents, 5, 6) for _ in range(n_transitions))).double()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        for _ in range(20):
+            vae.decoder(2 * torch.randn(50, latents, dtype=torch.float64) + 1)
+    return vae.eval()
+
+
+def images(n=4):
+    return (torch.rand(n, 784) < 0.3).double()
+
+
+def test_importance_sampling_finds_the_exact_likelihood_and_how_well_it_does():
+    model = correlated(shift=0.2, stretch=1.4)
+    x = model.simulate(20)[1]
+    torch.manual_seed(0)
+    found = likelihood.importance_sampling(model, x, 20_000)
+    errors = found.log_px - model.log_px(x)
+    assert errors.abs().max() < 0.05 and errors.mean().abs() < 0.02
+    assert 0.3 < (errors.square().mean() / found.se.square().mean()).sqrt() < 2
+    assert (found.ess < 0.8).all() and (found.ess > 0.1).all() and (found.pareto_k < 0.7).all()
+
+
+def test_with_the_exact_posterior_all_weights_are_equal():
+    model = orthogonal()
+    x = model.simulate(3)[1]
+    found = likelihood.importance_sampling(model, x, 100)
+    torch.testing.assert_close(found.log_px, model.log_px(x))
+    torch.testing.assert_close(found.ess, torch.ones_like(found.ess))
+    assert (found.se < 1e-9).all()
+
+
+@pytest.mark.parametrize("start", ["prior", "posterior"])
+def test_ais_finds_the_exact_likelihood_from_the_prior_and_from_a_bad_posterior(start):
+    model = correlated(shift=0.5, stretch=0.8)
+    x = model.simulate(20)[1]
+    torch.manual_seed(0)
+    found = likelihood.ais(model, x, n_particles=16, n_temperatures=200, start=start)
+    errors = found.log_px - model.log_px(x)
+    assert errors.mean().abs() < 0.05 and errors.square().mean().sqrt() < 0.1
+    assert (found.ess > 0.5).all() and (found.se < 0.2).all() and found.pareto_k.isnan().all()
+
+
+def test_ais_of_one_temperature_from_the_posterior_is_importance_sampling():
+    model = correlated(shift=0.1, stretch=1.4)
+    x = model.simulate(5)[1]
+    torch.manual_seed(0)
+    one = likelihood.ais(model, x, n_particles=4000, n_temperatures=1, start="posterior", chunk_rows=10**6)
+    other = likelihood.importance_sampling(model, x, 4000)
+    assert ((one.log_px - other.log_px).abs() < 4 * (one.se.square() + other.se.square()).sqrt()).all()
+    torch.testing.assert_close(one.ess, other.ess, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("n_particles, n_temperatures, widest", [(8, 100, 0.1), (1, 3, 20.0), (4, 3, 10.0)])
+@pytest.mark.parametrize("start", ["prior", "posterior"])
+def test_bidirectional_monte_carlo_brackets_the_exact_likelihood(n_particles, n_temperatures, widest, start):
+    model = correlated(shift=0.7, stretch=0.7)
+    drawn = []
+    torch.manual_seed(0)
+    given = {"n_particles": n_particles, "n_temperatures": n_temperatures, "start": start}
+    bounds = likelihood.bdmc(model, 150, simulate=lambda n: drawn.extend(model.simulate(n)) or drawn, **given)
+    exact = model.log_px(drawn[1])
+    below, above = exact - bounds.lower, bounds.upper - exact
+    for distance in (below, above):
+        error = distance.std() / len(distance) ** 0.5
+        assert distance.mean() > -3 * error
+        if n_temperatures == 3:
+            assert distance.mean() > 2 * error
+    assert bounds.gap == pytest.approx(float((bounds.upper - bounds.lower).mean()))
+    assert bounds.gap_se == pytest.approx(float((bounds.upper - bounds.lower).std() / 150**0.5))
+    assert bounds.gap < widest
+
+
+def test_more_particles_bring_both_bounds_closer():
+    model = correlated()
+    found = []
+    for n_particles in (1, 16):
+        torch.manual_seed(0)
+        z, x = model.simulate(100)
+        found.append(likelihood.bdmc(model, 100, n_particles, 3, simulate=lambda n, pair=(z, x): pair))
+    exact = model.log_px(x)
+    one, many = found
+    assert (exact - many.lower).mean() < 0.7 * (exact - one.lower).mean()
+    assert (many.upper - exact).mean() < 0.9 * (one.upper - exact).mean()
+
+
+def test_with_an_exact_base_both_bounds_are_the_likelihood():
+    model = orthogonal()
+    drawn = model.simulate(4)
+    bounds = likelihood.bdmc(model, 4, 2, 5, start="posterior", simulate=lambda n: drawn)
+    for bound in (bounds.lower, bounds.upper):
+        torch.testing.assert_close(bound, model.log_px(drawn[1]))
+    assert abs(bounds.gap) < 1e-9
+
+
+def test_bidirectional_monte_carlo_of_a_vae_draws_its_own_images():
+    torch.manual_seed(0)
+    vae = tiny()
+    bounds = likelihood.bdmc(vae, 6, 4, 30)
+    assert bounds.lower.shape == bounds.upper.shape == (6,) and -0.5 < bounds.gap < 2
+    z, x = likelihood.simulate_images(vae, 3000)
+    assert z.shape == (3000, 2) and x.shape == (3000, 784) and set(x.unique().tolist()) == {0.0, 1.0}
+    assert z.mean().abs() < 0.1 and z.std() == pytest.approx(1, abs=0.05)
+    torch.testing.assert_close(x.mean(), vae.decode(z).mean(), rtol=0, atol=0.002)
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)])
+def test_the_folded_joint_has_the_values_and_gradients_of_the_plain_one(shape):
+    vae, x = tiny(latents=3), images()
+    z = torch.randn(*shape, 3, dtype=torch.float64).requires_grad_()
+    plain, folded = vae.joint(x), targets_of(vae, x)(slice(0, 4))
+    assert type(folded) is FoldedJoint and folded.frozen() is folded
+    for name in ("log_likelihood", "log_prior", "log_prob"):
+        expected, value = getattr(plain, name)(z), getattr(folded, name)(z)
+        torch.testing.assert_close(value, expected)
+        gradients = [torch.autograd.grad(each.sum(), z)[0] for each in (value, expected)]
+        torch.testing.assert_close(*gradients)
+        with torch.no_grad():
+            torch.testing.assert_close(getattr(folded, name)(z), expected)
+    part = targets_of(vae, x)(slice(1, 3))
+    torch.testing.assert_close(part.log_prob(z[..., 1:3, :]), plain.log_prob(z)[..., 1:3])
+
+
+def test_the_folded_joint_is_that_good_in_single_precision_too():
+    torch.manual_seed(0)
+    vae = VAE(40, 300).eval()
+    x, z = images(3).float(), torch.randn(100, 3, 40)
+    with torch.no_grad():
+        value, expected = targets_of(vae, x)(slice(0, 3)).log_prob(z), vae.joint(x).log_prob(z)
+        exact = vae.double().joint(x.double()).log_prob(z.double())
+    assert (value - exact).abs().max() < 2 * (expected - exact).abs().max() < 2e-3
+
+
+def test_a_target_of_another_kind_is_taken_as_it_is():
+    vae, x = tiny(), images()
+    vae.joint = lambda x: Joint(lambda z: vae.decoder(z), x, 2)
+    assert type(targets_of(vae, x)(slice(0, 2))) is Joint
+
+
+@pytest.mark.parametrize("n_transitions", [0, 2])
+def test_importance_sampling_of_a_vae_is_that_of_its_chain_and_joint(n_transitions):
+    vae, x = tiny(n_transitions), images()
+    torch.manual_seed(1)
+    found = likelihood.importance_sampling(vae, x, 3000)
+    estimate, error = evidence.log_mean_weight(evidence.importance_sampling(vae.posterior(x), vae.joint(x), 3000))
+    assert ((found.log_px - estimate).abs() < 4 * (found.se.square() + error.square()).sqrt()).all()
+    assert not found.log_px.requires_grad
+
+
+@pytest.mark.parametrize("n_transitions", [0, 1])
+def test_the_parts_do_not_change_the_result(n_transitions, monkeypatch):
+    vae, x = tiny(n_transitions), images(5)
+    results = []
+    for chunk_rows, weights in ((10**6, 10**6), (16, 10**6), (48, 48), (8, 1)):
+        monkeypatch.setattr(likelihood, "WEIGHTS", weights)
+        torch.manual_seed(0)
+        results.append(likelihood.importance_sampling(vae, x, 32, chunk_rows))
+    for each in results[1:]:
+        for name in ("log_px", "se", "ess", "pareto_k"):
+            torch.testing.assert_close(getattr(each, name), getattr(results[0], name))
+
+
+def test_no_more_rows_than_asked_for_are_decoded_at_a_time():
+    model = correlated()
+    x = model.simulate(7)[1]
+    for function in (likelihood.importance_sampling, likelihood.ais):
+        model.rows.clear()
+        function(model, x, 10, chunk_rows=25, **({"n_temperatures": 2} if function is likelihood.ais else {}))
+        assert max(model.rows) == 20
+    model.rows.clear()
+    likelihood.importance_sampling(model, x, 10, chunk_rows=4)
+    assert max(model.rows) == 4 and sum(model.rows) == 70
+
+
+def test_the_weights_of_the_model_get_no_gradient_and_the_seed_decides():
+    vae, x = tiny(1), images(2)
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        drawn.append([likelihood.importance_sampling(vae, x, 5).log_px, likelihood.ais(vae, x, 2, 3).log_px])
+    assert all(torch.equal(*pair) for pair in zip(*drawn, strict=True))
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in vae.parameters())
+
+
+def test_sigmoid_alphas_rise_from_0_to_1_and_are_dense_at_both_ends():
+    alphas = likelihood.sigmoid_alphas(100)
+    steps = alphas.diff()
+    assert alphas[0] == 0 and alphas[-1] == 1 and (steps > 0).all()
+    torch.testing.assert_close(steps, steps.flip(0))
+    assert steps[50] > 5 * steps[0]
+    by_hand = (1 / (1 + math.exp(4 * 0.5)) - 1 / (1 + math.exp(4))) / (math.tanh(2))
+    assert float(alphas[25]) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m, x: likelihood.importance_sampling(m, x, 0), "n_samples must be a whole number from 1, got 0"),
+        (lambda m, x: likelihood.importance_sampling(m, x, 5, 0), "chunk_rows must be a whole number from 1, got 0"),
+        (lambda m, x: likelihood.importance_sampling(m, x[0]), r"x must have shape \(n_images, pixels\), got \(784,\)"),
+        (lambda m, x: likelihood.ais(m, x[:0]), r"x must have shape \(n_images, pixels\), got \(0, 784\)"),
+        (lambda m, x: likelihood.ais(m.train(), x), "model must be in evaluation mode, got training = True"),
+        (lambda m, x: likelihood.ais(m, x, 1.5), "n_particles must be a whole number from 1, got 1.5"),
+        (lambda m, x: likelihood.ais(m, x, 2, 0), "n_temperatures must be a whole number from 1, got 0"),
+        (lambda m, x: likelihood.ais(m, x, start="data"), "unknown start 'data': choose one of prior, posterior"),
+        (lambda m, x: likelihood.ais(m, x, alphas=[0.0, 0.5]), r"alphas must rise from 0 to 1, got \[0.0, 0.5\]"),
+        (lambda m, x: likelihood.bdmc(m, 0), "n_images must be a whole number from 1, got 0"),
+        (lambda m, x: likelihood.bdmc(m.train(), 2), "model must be in evaluation mode, got training = True"),
+        (lambda m, x: likelihood.sigmoid_alphas(5, -1.0), "steepness must be finite and above 0, got -1.0"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(call, message):
+    with pytest.raises(ValueError, match=f"^{message}") as refusal:
+        call(tiny(), images(2))
+    assert "\n" not in str(refusal.value)
