@@ -28,7 +28,7 @@ from annealed_core.folded import (
     slices,
     targets_of,
 )
-from annealed_core.kernels import DiagonalGaussian
+from annealed_core.kernels import DiagonalGaussian, drawn_log_prob, normal_log_prob
 from annealed_core.likelihood import ais, importance_sampling
 from annealed_core.moves import check_positive, check_whole
 
@@ -84,55 +84,71 @@ class AggregateKL:
 
 
 @torch.no_grad()
-def aggregate_kl(model: Any, x: Tensor, n_samples: int = 10) -> AggregateKL:
+def aggregate_kl(model: Any, x: Tensor, n_samples: int = 1, n_reverse: int = 4) -> AggregateKL:
     """Split the KL term of the ELBO into mutual information and the KL of the aggregate (Hoffman & Johnson 2016).
 
     q(z) is the mixture of the posteriors of all given images: exact for them, but with few images q(z) is rougher, and
-    I(x; z) lower, than for all there are. Takes time and n_images^2 densities for each sample.
+    I(x; z) lower, than for all there are. Where the information comes near its ceiling of log n_images, the images are
+    too few to tell, and `aggregate_kl` is little more than `mean_kl` - log n_images.
 
-    A chain with kernels has no closed form for q(z_T | x). Here it stands for the mixture of the last kernel's
-    densities given `n_samples` draws of z_{T-1}, one of which z_T came from (semi-implicit variational inference, Yin &
-    Zhou 2018, arXiv 1805.11183): `mean_kl` is then an upper bound in expectation, which falls to KL(q(z_T | x) || p) as
-    `n_samples` grows. Takes n_samples^2 n_images^2 densities.
+    A chain with kernels has no closed form for q(z_T | x). It is estimated by importance sampling of the states before
+    z_T from the chain's own reverse kernels, and for the image that z_T was drawn for, the states that led there count
+    as one more draw (Sobolev & Vetrov 2019, arXiv 1911.03587). `mean_kl` is then an upper bound in expectation: at most
+    the KL term of the ELBO, and the closer to KL(q(z_T | x) || p) the larger `n_reverse`.
 
-    Raises ValueError for a chain whose last kernel is no pair of Gaussians too, such as a flow.
+    Args:
+        model, x: as for `likelihood.importance_sampling`.
+        n_samples: drawn from the posterior of each image.
+        n_reverse: draws of the reverse kernels for each sample and each image; without kernels it doesn't matter.
+
+    Takes n_samples * n_images^2 densities, with kernels n_reverse as many transitions. Raises ValueError for kernels
+    that are not pairs of Gaussians too, such as flows.
     """
-    check_whole(n_samples=n_samples)
+    check_whole(n_samples=n_samples, n_reverse=n_reverse)
     chain = posterior_of(model, x)
-    if not len(chain):
-        components = chain.base.loc.unsqueeze(1), chain.base.scale.unsqueeze(1)  # (n_images, n_components, latents)
-    else:
-        *first, last = cast(Sequence[Any], chain.kernels)
-        if not hasattr(last, "forwards"):
-            raise ValueError(f"model must have a Gaussian as its last kernel, got {type(last).__name__}")
-        before = Chain(chain.base, first, chain.context).rsample(n_samples).z[-1]
-        components = tuple(each.transpose(0, 1) for each in last.forwards(before, chain.context))
-    loc, scale = (each.double() for each in components)
-    z = loc + scale * torch.randn(len(x), n_samples, loc.shape[-1]).to(loc)
-    parts = [
-        _log_densities(z[images], images, loc, scale)
-        for images in slices(len(x), WEIGHTS // (n_samples * loc[..., 0].numel()))
-    ]
-    log_own, log_aggregate = (torch.cat(each) for each in zip(*parts, strict=True))
-    log_prior = DiagonalGaussian(torch.zeros_like(loc[0, 0]), torch.ones_like(loc[0, 0])).log_prob(z)
+    for kernel in cast(Sequence[Any], chain.kernels):
+        if not (hasattr(kernel, "forwards") and hasattr(kernel, "reverse")):
+            raise ValueError(f"model must have pairs of Gaussians as kernels, got {type(kernel).__name__}")
+    trajectory = chain.rsample(n_samples)
+    z, log_path = trajectory.z[-1].flatten(0, 1), (trajectory.log_q0 - trajectory.log_ratios.sum(0)).flatten()
+    image = torch.arange(len(x), device=z.device).repeat(n_samples)
+    own, aggregate = [], []
+    # Of a kernel's networks several values a latent are held at a time.
+    pairs_at_a_time = WEIGHTS // (n_reverse * 4 * z.shape[-1]) if len(chain) else WEIGHTS
+    for rows in slices(len(z), pairs_at_a_time // len(x)):
+        column = image[rows].unsqueeze(1)
+        pairs = _log_densities(chain, z[rows], n_reverse)
+        if len(chain):
+            with_path = torch.logaddexp(pairs.gather(1, column) + math.log(n_reverse), log_path[rows, None].double())
+            pairs.scatter_(1, column, with_path - math.log(n_reverse + 1))
+        own.append(pairs.gather(1, column).squeeze(1))
+        aggregate.append(torch.logsumexp(pairs, 1) - math.log(len(x)))
+    log_own, log_aggregate = torch.cat(own), torch.cat(aggregate)
+    log_prior = DiagonalGaussian(torch.zeros_like(z[0]), torch.ones_like(z[0])).log_prob(z).double()
     terms = (log_own - log_prior, log_own - log_aggregate, log_aggregate - log_prior)
-    means, errors = zip(*(mean_and_error(term.mean(1)) for term in terms), strict=True)
+    means, errors = zip(*(mean_and_error(term.unflatten(0, (n_samples, -1)).mean(0)) for term in terms), strict=True)
     return AggregateKL(*means, *errors)
 
 
-def _log_densities(z: Tensor, images: slice, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Log q(z | x) of the own image and log q(z) in nats, for z (batch, n_samples, latents): two (batch, n_samples).
-
-    q(z | x_j) is the mean of N(loc[j, m], scale[j, m]^2) over m; both are (n_images, n_components, latents).
-    """
-    # The square is written out so that all pairs are one product; in double precision the cancellation does not matter.
-    precision = scale.square().reciprocal()
-    constant = (-0.5 * loc.square() * precision - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
-    features = torch.cat([-0.5 * precision, loc * precision], -1).flatten(0, 1)
-    pairs = torch.cat([z.square(), z], -1).flatten(0, 1) @ features.T + constant.flatten()
-    of_each_image = _log_mean(pairs.unflatten(1, loc.shape[:2]), -1).unflatten(0, z.shape[:2])
-    own = torch.arange(images.start, images.stop, device=z.device).view(-1, 1, 1).expand(-1, z.shape[1], 1)
-    return of_each_image.gather(2, own).squeeze(2), _log_mean(of_each_image, -1)
+def _log_densities(chain: Chain, z: Tensor, n_reverse: int) -> Tensor:
+    """Log q(z_T | x) in nats of each z (rows, latents) for each image, in double precision: (rows, n_images)."""
+    if not len(chain):
+        # The square is written out so that all pairs are one product: double precision bears the cancellation.
+        loc, scale, z = chain.base.loc.double(), chain.base.scale.double(), z.double()
+        precision = scale.square().reciprocal()
+        constant = (-0.5 * loc.square() * precision - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+        return torch.cat([z.square(), z], 1) @ torch.cat([-0.5 * precision, loc * precision], 1).T + constant
+    state = z.unsqueeze(1).expand(n_reverse, -1, len(chain.base.loc), -1)
+    log_ratio = torch.zeros_like(state[..., 0])
+    for kernel in reversed(list(cast(Sequence[Any], chain.kernels))):
+        loc, scale = kernel.reverse(state, chain.context)
+        noise = torch.randn_like(loc)
+        before = loc + scale * noise
+        log_forwards = normal_log_prob(state, *kernel.forwards(before, chain.context))
+        log_ratio = log_ratio + log_forwards - drawn_log_prob(noise, scale)
+        state = before
+    log_ratio = log_ratio + chain.base.log_prob(state)
+    return torch.logsumexp(log_ratio.double(), 0) - math.log(n_reverse)
 
 
 @dataclass(frozen=True)
@@ -168,6 +184,7 @@ def inference_gaps(
     n_samples: int = 5000,
     n_particles: int = 16,
     n_temperatures: int = 500,
+    start: str = "prior",
     chunk_rows: int = CHUNK_ROWS,
 ) -> InferenceGaps:
     """Split log p(x) - ELBO into approximation and amortisation gap (Cremer, Li & Duvenaud 2018, arXiv 1801.03558).
@@ -180,13 +197,13 @@ def inference_gaps(
         model, x, chunk_rows: as for `importance_sampling`.
         steps, learning_rate, n_gradient_samples: of the fit.
         n_samples: of the bounds and of importance sampling.
-        n_particles, n_temperatures: of AIS.
+        n_particles, n_temperatures, start: of AIS.
     """
     check_whole(steps=steps, n_gradient_samples=n_gradient_samples)
     check_positive(learning_rate=learning_rate)
     estimates = {
         "importance sampling": importance_sampling(model, x, n_samples, chunk_rows).log_px,
-        "ais": ais(model, x, n_particles, n_temperatures, chunk_rows=chunk_rows).log_px,
+        "ais": ais(model, x, n_particles, n_temperatures, start, chunk_rows=chunk_rows).log_px,
     }
     # The larger for each image would be no lower bound: the noise of both would count upwards.
     estimator, log_px = max(estimates.items(), key=lambda each: float(each[1].mean()))
@@ -215,8 +232,3 @@ def _fit(chain: Chain, target: Any, steps: int, learning_rate: float, n_samples:
         optimiser.step()
         schedule.step()
     return DiagonalGaussian(loc.detach(), log_scale.detach().exp())
-
-
-def _log_mean(values: Tensor, dim: int) -> Tensor:
-    """Log of the mean of exp(values) along a dimension."""
-    return torch.logsumexp(values, dim) - math.log(values.shape[dim])

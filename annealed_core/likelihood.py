@@ -94,7 +94,7 @@ def ais(
     n_temperatures: int = 500,
     start: str = "prior",
     alphas: Tensor | Sequence[float] | None = None,
-    n_leapfrog: int = 10,
+    n_leapfrog: int = 5,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Estimates:
     """Log p(x) of each image by annealed importance sampling with Hamiltonian moves (Wu et al. 2017, arXiv 1611.04273).
@@ -151,7 +151,7 @@ def bdmc(
     n_temperatures: int = 500,
     start: str = "prior",
     alphas: Tensor | Sequence[float] | None = None,
-    n_leapfrog: int = 10,
+    n_leapfrog: int = 5,
     simulate: Callable[[int], tuple[Tensor, Tensor]] | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Bounds:

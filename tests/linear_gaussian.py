@@ -61,7 +61,7 @@ def correlated(**given):
     """Three latents whose true posterior is correlated."""
     torch.manual_seed(3)
     shared, own = torch.randn(6, 1, dtype=FLOAT), torch.randn(6, 3, dtype=FLOAT)
-    return LinearGaussian(0.6 * shared + 0.3 * own, **given)
+    return LinearGaussian(0.4 * shared + 0.3 * own, **given)
 
 
 def orthogonal(**given):
