@@ -5,13 +5,14 @@ What `likelihood` and `inference` have in common.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu, softplus
+from torch.nn.functional import softplus
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from annealed_core.chain import Chain
@@ -29,21 +30,19 @@ class FoldedJoint(Joint):
     a product with the last hidden layer h instead of one with the logits.
 
     Args:
-        layers: the decoder's hidden layers, without their LeakyReLU; `outputs`: its last.
+        features: the decoder's hidden layers, as `fold` gives them; `outputs`: its last.
         x: (batch, 784), values in {0, 1}.
         latents: dimensions of z.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear], outputs: nn.Linear, x: Tensor, latents: int) -> None:
-        super().__init__(outputs, x, latents)
-        self.layers, self.weight, self.bias = layers, outputs.weight.detach(), outputs.bias.detach()
+    def __init__(self, features: nn.Module, outputs: nn.Linear, x: Tensor, latents: int) -> None:
+        super().__init__(nn.Sequential(features, outputs), x, latents)
+        self.features, self.weight, self.bias = features, outputs.weight.detach(), outputs.bias.detach()
         self.observed_weight, self.observed_bias = x @ self.weight, x @ self.bias
 
     def log_likelihood(self, z: Tensor) -> Tensor:
         """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
-        hidden = z.flatten(0, -2)
-        for layer in self.layers:
-            hidden = leaky_relu(layer(hidden), inplace=True)
+        hidden = self.features(z.flatten(0, -2))
         logits = torch.addmm(self.bias, hidden, self.weight.T)
         # Autograd needs the logits; without it, the same memory takes the softplus.
         log_ones = softplus(logits) if logits.requires_grad else torch.ops.aten.softplus.out(logits, out=logits)
@@ -53,6 +52,19 @@ class FoldedJoint(Joint):
     def frozen(self) -> FoldedJoint:
         """Itself: its weights don't learn."""
         return self
+
+
+def fold(network: nn.Sequential) -> nn.Sequential:
+    """The same function in evaluation mode, with weights of its own that don't learn and no batch normalisation."""
+    layers: list[nn.Module] = []
+    for layer in copy.deepcopy(network).requires_grad_(False).eval():
+        if isinstance(layer, nn.BatchNorm1d) and layers and isinstance(layers[-1], nn.Linear):
+            layers[-1] = fuse_linear_bn_eval(layers[-1], layer)
+        elif isinstance(layer, nn.LeakyReLU):
+            layers.append(nn.LeakyReLU(layer.negative_slope, inplace=True))
+        else:
+            layers.append(layer)
+    return nn.Sequential(*layers)
 
 
 @torch.no_grad()
@@ -70,10 +82,8 @@ def targets_of(model: Any, x: Tensor) -> Callable[[slice], Any]:
     joint = model.joint(x)
     if type(joint) is not Joint or type(joint.decoder) is not Decoder:
         return lambda images: model.joint(x[images])
-    hidden: list[Any] = list(joint.decoder.features)
-    outputs = joint.decoder.outputs
-    layers = [fuse_linear_bn_eval(*pair).requires_grad_(False) for pair in zip(hidden[::3], hidden[1::3], strict=True)]
-    return lambda images: FoldedJoint(layers, outputs, x[images], joint.dim)
+    features, outputs = fold(joint.decoder.features), joint.decoder.outputs
+    return lambda images: FoldedJoint(features, outputs, x[images], joint.dim)
 
 
 def part_of(chain: Chain, images: slice) -> Chain:

@@ -12,10 +12,10 @@ from annealed_core.kernels import GatedGaussianPair
 from annealed_core.vae import VAE, Joint
 
 
-def tiny(n_transitions=0, latents=2):
+def tiny(n_transitions=0, latents=2, layers="plain"):
     """A VAE whose batch normalisation has statistics and parameters of its own."""
     torch.manual_seed(0)
-    vae = VAE(latents, 6, (GatedGaussianPair(latents, 5, 6) for _ in range(n_transitions))).double()
+    vae = VAE(latents, 6, (GatedGaussianPair(latents, 5, 6) for _ in range(n_transitions)), layers).double()
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -122,12 +122,14 @@ def test_bidirectional_monte_carlo_of_a_vae_draws_its_own_images():
     torch.testing.assert_close(x.mean(), vae.decode(z).mean(), rtol=0, atol=0.002)
 
 
+@pytest.mark.parametrize("layers", ["plain", "gated"])
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)])
-def test_the_folded_joint_has_the_values_and_gradients_of_the_plain_one(shape):
-    vae, x = tiny(latents=3), images()
+def test_the_folded_joint_has_the_values_and_gradients_of_the_plain_one(shape, layers):
+    vae, x = tiny(latents=3, layers=layers), images()
     z = torch.randn(*shape, 3, dtype=torch.float64).requires_grad_()
     plain, folded = vae.joint(x), targets_of(vae, x)(slice(0, 4))
     assert type(folded) is FoldedJoint and folded.frozen() is folded
+    assert not any(type(layer).__name__ == "BatchNorm1d" for layer in folded.features)
     for name in ("log_likelihood", "log_prior", "log_prob"):
         expected, value = getattr(plain, name)(z), getattr(folded, name)(z)
         torch.testing.assert_close(value, expected)
