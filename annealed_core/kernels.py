@@ -8,14 +8,65 @@ al. 2018) and Markov moves that are not trained (Neal 2001) answer the same call
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 SMALLEST_SCALE = 1e-6  # of a conditional: its logarithm must stay finite
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
+
+# Torch multiplies float32 matrices with MKL, which keeps to AVX2 on processors that are not by Intel; oneDNN, which
+# torch brings as well, takes AVX512 wherever it is, and half the time.
+_HAS_FAST_PRODUCT = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(
+    torch.ops.mkldnn, "_linear_pointwise"
+)
+
+
+def _fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product x weight' + bias by oneDNN: (n, a), (b, a), (b,) -> (n, b); float32, in any strides."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _FastLinear(torch.autograd.Function):
+    """`_fast_linear` with its gradient, which can't be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _fast_linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        return (
+            _fast_linear(gradient, weight.t()) if ctx.needs_input_grad[0] else None,
+            _fast_linear(gradient.t(), x.t()) if ctx.needs_input_grad[1] else None,
+            gradient.sum(0) if ctx.needs_input_grad[2] else None,
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear` at twice its speed on some processors, where all is float32.
+
+    x (n, a), weight (b, a), bias (b,) or None -> (n, b). The fast one's gradient can't be differentiated again.
+    """
+    if _HAS_FAST_PRODUCT and x.ndim == 2 and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32:
+        return _FastLinear.apply(x, weight, bias)
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `linear`, for large layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, in_features) -> (n, out_features)."""
+        return linear(x, self.weight, self.bias)
 
 
 def normal_log_prob(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -99,9 +150,11 @@ class ConditionalGaussian(nn.Module):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z: (*batch, dim) -> mu, sigma, both (*batch, dim)."""
-        hidden = self.hidden(z)
-        if self.context is not None:
-            hidden = hidden + self.context(context)
+        return self.given(z, None if self.context is None else self.context(context))
+
+    def given(self, z: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same from what the context adds to the hidden layer, (*batch, hidden), or None."""
+        hidden = self.hidden(z) if features is None else self.hidden(z) + features
         return self.locate(z, self.outputs(torch.relu(hidden)), -1)
 
 

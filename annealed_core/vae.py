@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from annealed_core.chain import Chain
-from annealed_core.kernels import DiagonalGaussian
+from annealed_core.kernels import DiagonalGaussian, Linear
 
 PIXELS = 784
 
@@ -27,7 +27,7 @@ class GatedLinear(nn.Module):
 
     def __init__(self, size_in: int, size_out: int) -> None:
         super().__init__()
-        self.value_and_gate = nn.Linear(size_in, 2 * size_out)
+        self.value_and_gate = Linear(size_in, 2 * size_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """(*batch, size_in) -> (*batch, size_out)."""
@@ -41,7 +41,7 @@ def mlp(sizes: Iterable[int], layers: str = "plain") -> nn.Sequential:
         if layers == "gated":
             found.append(GatedLinear(size_in, size_out))
         else:
-            found += [nn.Linear(size_in, size_out), nn.BatchNorm1d(size_out), nn.LeakyReLU()]
+            found += [Linear(size_in, size_out), nn.BatchNorm1d(size_out), nn.LeakyReLU()]
     return nn.Sequential(*found)
 
 
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
     def __init__(self, latents: int, width: int, layers: str = "plain") -> None:
         super().__init__()
         self.features = mlp([PIXELS, width, width], layers)
-        self.outputs = nn.Linear(width, 2 * latents)
+        self.outputs = Linear(width, 2 * latents)
 
     def forward(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
         """See the class."""
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
     def __init__(self, latents: int, width: int, layers: str = "plain") -> None:
         super().__init__()
         self.features = mlp([latents, width, width], layers)
-        self.outputs = nn.Linear(width, PIXELS)
+        self.outputs = Linear(width, PIXELS)
 
     def forward(self, z: Tensor) -> Tensor:
         """See the class."""

@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from annealed_core.kernels import DiagonalGaussian, GatedGaussian, GatedGaussianPair, Metropolis, normal_log_prob
+from annealed_core import kernels
+from annealed_core.kernels import (
+    DiagonalGaussian,
+    GatedGaussian,
+    GatedGaussianPair,
+    Linear,
+    Metropolis,
+    linear,
+    normal_log_prob,
+)
 from annealed_core.targets import ENERGIES
 
 every_start = pytest.mark.parametrize("near_identity", [False, True])
@@ -175,3 +184,43 @@ def test_metropolis_uses_the_noise_it_is_given():
     moved = (z_next != z).any(-1)
     assert moved.float().mean() > 0.95
     torch.testing.assert_close(z_next[moved], 1e-3 * noise[moved])
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+def test_the_fast_product_in_float32_is_the_plain_one_in_float64(with_bias, needs):
+    torch.manual_seed(0)
+    wide = torch.randn(40, 64)
+    x = wide.t()[:, :30].requires_grad_(needs[0])  # rows that aren't contiguous
+    weight = torch.randn(50, 30, requires_grad=needs[1])
+    bias = torch.randn(50, requires_grad=needs[1]) if with_bias else None
+    inputs = [each for each in (x, weight, bias) if each is not None]
+    scale = torch.randn(64, 1)
+    value = linear(*inputs)
+    exact_inputs = [each.detach().double().requires_grad_(each.requires_grad) for each in inputs]
+    exact = torch.nn.functional.linear(*exact_inputs)
+    close = {"rtol": 1e-5, "atol": 1e-4, "check_dtype": False}
+    torch.testing.assert_close(value, exact, **close)
+    for result, factor in ((value, scale), (exact, scale.double())):
+        (result * factor).sum().backward(retain_graph=True)
+        result.sum().backward()  # whose gradient is one number, expanded
+    for each, exact_each in zip(inputs, exact_inputs, strict=True):
+        assert (each.grad is None) == (exact_each.grad is None)
+        if each.grad is not None:
+            torch.testing.assert_close(each.grad, exact_each.grad, **close)
+
+
+@pytest.mark.skipif(not kernels._HAS_FAST_PRODUCT, reason="torch has no faster product here")
+def test_the_fast_products_gradient_refuses_to_be_differentiated_again():
+    layer, x = Linear(6, 5), torch.randn(4, 6, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_linear_layer_takes_what_torchs_own_takes(dtype):
+    layer = Linear(6, 5, dtype=dtype)
+    for shape in ((6,), (4, 6), (2, 4, 6), (0, 6)):
+        x = torch.randn(shape, dtype=dtype)
+        torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
