@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from annealed_core.kernels import DiagonalGaussian, Kernel
+from annealed_core.kernels import DiagonalGaussian, Kernel, are_alike, run_pairs
 from annealed_core.stack import Stack
 from annealed_core.targets import Target
 
@@ -80,6 +80,9 @@ class Chain:
         log_q0 = self.base.log_prob(start)
         if isinstance(self.kernels, Stack):
             return Trajectory(*self.kernels.rsample(start, noise[1:], local), log_q0)
+        if self.context is not None and are_alike(kernels := list(self.kernels)):
+            moved, ratios = run_pairs(kernels, start, self.context, noise[1:], local)
+            return Trajectory(torch.cat([start.unsqueeze(0), moved]), ratios, log_q0)
         states, log_ratios = [start], []
         for kernel, fresh in zip(self.kernels, noise[1:], strict=True):
             z_next, log_ratio = kernel(states[-1].detach() if local else states[-1], self.context, fresh)

@@ -8,6 +8,7 @@ al. 2018) and Markov moves that are not trained (Neal 2001) answer the same call
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -235,6 +236,63 @@ class ResidualGaussianPair(GaussianPair):
     """Both ways a `ResidualGaussian` (NVI, arXiv 2106.11302)."""
 
     conditional = ResidualGaussian
+
+
+def are_alike(kernels: Sequence[Any]) -> bool:
+    """Whether all are pairs of Gaussians of one kind and size with a context, so that `run_pairs` takes them."""
+    kinds = {type(kernel) for kernel in kernels}
+    if len(kinds) != 1 or not issubclass(kinds.pop(), GaussianPair):
+        return False
+    sizes = {(pair.forwards.hidden.weight.shape, pair.forwards.context is None) for pair in kernels}
+    return len(sizes) == 1 and kernels[0].forwards.context is not None
+
+
+def run_pairs(
+    pairs: Sequence[Any], start: Tensor, context: Tensor, noise: Tensor, local: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What T pairs that `are_alike` draw one after another, with what waits for no draw computed at once.
+
+    That is the context's part of all conditionals, and the reverse ones.
+
+    Args:
+        pairs: the transitions.
+        start: z_0, (*sample, *batch, dim).
+        context: (*batch, context_dim).
+        noise: standard normal, (T, *sample, *batch, dim).
+        local: cut each state off before the next transition.
+
+    Returns the states z_1 ... z_T, (T, *sample, *batch, dim), and the log-ratios, (T, *sample, *batch), in nats.
+    """
+    forwards, reverse = [pair.forwards for pair in pairs], [pair.reverse for pair in pairs]
+    context_layers = torch.cat([each.context.weight for each in (*forwards, *reverse)])
+    features = linear(context.reshape(-1, context.shape[-1]), context_layers).view(
+        *context.shape[:-1], 2 * len(pairs), -1
+    )
+    features_there, features_back = features.movedim(-2, 0).chunk(2)
+    z, drawn = start, []
+    for conditional, feature, fresh in zip(forwards, features_there, noise, strict=True):
+        z_before = z.detach() if local else z
+        loc, scale = conditional.given(z_before, feature)
+        z = loc + scale * fresh
+        drawn.append((z_before, z, scale))
+    before, after, scales = (torch.stack(each) for each in zip(*drawn, strict=True))
+    log_reverse = normal_log_prob(before, *_given_together(reverse, after, features_back))
+    return after, log_reverse - drawn_log_prob(noise, scales)
+
+
+def _given_together(conditionals: Sequence[ConditionalGaussian], z: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """`given` of T conditionals at once: z (T, *sample, *batch, dim), features (T, *batch, hidden) -> two like z."""
+
+    def layer(name: str, x: Tensor) -> Tensor:
+        layers = [getattr(conditional, name) for conditional in conditionals]
+        weights, biases = torch.stack([each.weight for each in layers]), torch.stack([each.bias for each in layers])
+        return torch.baddbmm(biases.unsqueeze(1), x.reshape(len(x), -1, x.shape[-1]), weights.mT).view(
+            *x.shape[:-1], -1
+        )
+
+    per_sample = features.view(len(features), *[1] * (z.ndim - features.ndim), *features.shape[1:])
+    hidden = layer("hidden", z) + per_sample
+    return conditionals[0].locate(z, layer("outputs", torch.relu(hidden)), -1)
 
 
 class Metropolis:

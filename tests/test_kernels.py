@@ -11,8 +11,11 @@ from annealed_core.kernels import (
     GatedGaussianPair,
     Linear,
     Metropolis,
+    ResidualGaussianPair,
+    are_alike,
     linear,
     normal_log_prob,
+    run_pairs,
 )
 from annealed_core.targets import ENERGIES
 
@@ -184,6 +187,46 @@ def test_metropolis_uses_the_noise_it_is_given():
     moved = (z_next != z).any(-1)
     assert moved.float().mean() > 0.95
     torch.testing.assert_close(z_next[moved], 1e-3 * noise[moved])
+
+
+def in_turn(pairs, start, context, noise, local):
+    """What `run_pairs` gives, one kernel after another."""
+    z, states, log_ratios = start, [], []
+    for pair_, fresh in zip(pairs, noise, strict=True):
+        z, log_ratio = pair_(z.detach() if local else z, context, fresh)
+        states.append(z)
+        log_ratios.append(log_ratio)
+    return torch.stack(states), torch.stack(log_ratios)
+
+
+@pytest.mark.parametrize("kind", [GatedGaussianPair, ResidualGaussianPair])
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("sample", [(), (7,), (2, 7)])
+@pytest.mark.parametrize("batch", [(4,), (3, 4)])
+def test_pairs_run_together_draw_and_learn_what_they_do_in_turn(kind, local, sample, batch):
+    torch.manual_seed(0)
+    pairs = torch.nn.ModuleList(kind(3, 8, 5, True) for _ in range(4)).double()
+    assert are_alike(list(pairs))
+    for parameter in pairs.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    start, context = draw(*sample, *batch, 3).requires_grad_(), draw(*batch, 5).requires_grad_()
+    noise, weight = draw(4, *sample, *batch, 3), draw(4, *sample, *batch)
+    found = []
+    for run in (run_pairs, in_turn):
+        states, log_ratios = run(list(pairs), start, context, noise, local)
+        value = (weight * (log_ratios + states.square().sum(-1))).sum()
+        inputs = [start, context, *pairs.parameters()]
+        found.append((states, log_ratios, torch.autograd.grad(value, inputs, allow_unused=True)))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_pairs_that_differ_or_have_no_context_are_not_run_together():
+    alike = [pair(context_dim=5), pair(context_dim=5)]
+    assert are_alike(alike) and are_alike(alike[:1]) and not are_alike([])
+    assert not are_alike([pair(), pair()])
+    assert not are_alike([pair(context_dim=5), pair(hidden=9, context_dim=5)])
+    assert not are_alike([*alike, ResidualGaussianPair(3, 8, 5)])
+    assert not are_alike([Metropolis(ENERGIES["A"], 0.1)])
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
