@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from annealed_core.chain import Chain
-from annealed_core.kernels import DiagonalGaussian
+from annealed_core.kernels import DiagonalGaussian, linear
 from annealed_core.vae import Decoder, Joint
 
 CHUNK_ROWS = 2048  # the logits of so many images stay in a processor's cache
@@ -43,7 +43,7 @@ class FoldedJoint(Joint):
     def log_likelihood(self, z: Tensor) -> Tensor:
         """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
         hidden = self.features(z.flatten(0, -2))
-        logits = torch.addmm(self.bias, hidden, self.weight.T)
+        logits = linear(hidden, self.weight, self.bias)
         # Autograd needs the logits; without it, the same memory takes the softplus.
         log_ones = softplus(logits) if logits.requires_grad else torch.ops.aten.softplus.out(logits, out=logits)
         observed = (hidden.unflatten(0, z.shape[:-1]) * self.observed_weight).sum(-1) + self.observed_bias

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from annealed_core import data, evidence, objectives
+from annealed_core import data, inference, likelihood, objectives
 from annealed_core.earlier import faulty_avo
 from annealed_core.flows import HouseholderSequence, InverseAutoregressive, Planar
+from annealed_core.folded import mean_and_error
 from annealed_core.kernels import GatedGaussianPair
+from annealed_core.likelihood import importance_sampling
 from annealed_core.schedules import SCHEDULES
 from annealed_core.spec import Spec
 from annealed_core.targets import geometric_alphas, linear_alphas
@@ -25,6 +27,8 @@ _AVO_COIN_SEED = 20_182  # which steps of a random mixture are AVO's: the same o
 #: The likelihood of a few validation images, followed through training: every so many epochs, with so many samples.
 FOLLOWED_EPOCHS, FOLLOWED_IMAGES, FOLLOWED_SAMPLES = 5, 500, 100
 GREY_SAMPLES = 100
+#: How the few images of `bounds` are annealed: from the posterior, where the path is shorter than from the prior.
+ANNEALING: dict[str, Any] = {"start": "posterior", "n_particles": 8, "n_temperatures": 300}
 
 
 @functools.cache
@@ -60,6 +64,38 @@ def auto_encoder(spec: Spec) -> VAE:
         found = [GatedGaussianPair(latents, spec.get("hidden"), width, identity) for _ in range(length)]
     model.kernels = nn.ModuleList(found)
     return model
+
+
+def bounds(model: VAE, x: Tensor) -> dict[str, float]:
+    """What is known of the likelihood of a few images (n, 784) from both sides, and what the posterior loses, in nats.
+
+    Annealed importance sampling from the posterior's base, and importance sampling with 5,000 samples, of the same
+    images; the bidirectional sandwich on as many images that the model draws; the approximation and the amortisation
+    gap.
+    """
+    weighed, annealed = importance_sampling(model, x, 5000), likelihood.ais(model, x, **ANNEALING)
+    sandwich = likelihood.bdmc(model, len(x), **ANNEALING)
+    gaps = inference.inference_gaps(model, x, **ANNEALING)
+    (is_nll, is_se), (ais_nll, ais_se), (differs, differs_se) = (
+        mean_and_error(values) for values in (-weighed.log_px, -annealed.log_px, weighed.log_px - annealed.log_px)
+    )
+    return {
+        "bounds_images": len(x),
+        "is_nll": is_nll,
+        "is_nll_se": is_se,
+        "ais_nll": ais_nll,
+        "ais_nll_se": ais_se,
+        "is_minus_ais": differs,
+        "is_minus_ais_se": differs_se,
+        "bdmc_lower": float(sandwich.lower.double().mean()),
+        "bdmc_upper": float(sandwich.upper.double().mean()),
+        "bdmc_gap": sandwich.gap,
+        "bdmc_gap_se": sandwich.gap_se,
+        "approximation_gap": gaps.approximation,
+        "approximation_gap_se": gaps.approximation_se,
+        "amortisation_gap": gaps.amortisation,
+        "amortisation_gap_se": gaps.amortisation_se,
+    }
 
 
 class Mnist:
@@ -153,16 +189,6 @@ class Mnist:
         elbo_mean, reconstruction_mean = (totals / len(x)).tolist()
         return {"elbo": elbo_mean, "reconstruction": reconstruction_mean, "kl": reconstruction_mean - elbo_mean}
 
-    @torch.no_grad()
-    def _likelihood(self, x: Tensor, n_samples: int) -> tuple[Tensor, Tensor]:
-        """Log p(x) of each image by importance sampling, and the effective sample size as a fraction: two (n,)."""
-        model, found = self.judged.eval(), []
-        for some in x.split(100):
-            log_weights = evidence.importance_sampling(model.posterior(some), model.joint(some), n_samples)
-            found.append((evidence.log_mean_weight(log_weights)[0], evidence.effective_sample_size(log_weights)))
-        log_px, ess = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return log_px.double(), ess
-
     def record(self) -> list[dict[str, float]]:
         epoch = (self._step + 1) // self.steps_per_record
         line = {
@@ -175,13 +201,13 @@ class Mnist:
             self.average.update_parameters(self.network)
         line |= self._bound(self.valid if self.grey is None else self.grey[0])
         if epoch % FOLLOWED_EPOCHS == 0:
-            line["nll"] = -float(self._likelihood(self.valid[:FOLLOWED_IMAGES], FOLLOWED_SAMPLES)[0].mean())
+            followed = importance_sampling(self.judged.eval(), self.valid[:FOLLOWED_IMAGES], FOLLOWED_SAMPLES)
+            line["nll"] = -float(followed.log_px.double().mean())
         if line["elbo"] > self.best["elbo"] or "unshuffled" in self.faults:
             weights = {name: value.detach().clone() for name, value in self.judged.state_dict().items()}
             self.best = {"elbo": line["elbo"], "epoch": epoch, "weights": weights}
         return [line]
 
-    @torch.no_grad()
     def metrics(self) -> list[dict[str, Any]]:
         torch.manual_seed(self.spec.seed + 1)
         self.judged.load_state_dict(self.best["weights"])
@@ -190,19 +216,22 @@ class Mnist:
             "valid_elbo": self.best["elbo"],
             **self._bound(self.test),
         }
-        n_images, n_samples = self.spec.get("nll_images"), self.spec.get("nll_samples")
-        log_px, ess = self._likelihood(self.test[:n_images], n_samples)
+        model, images = self.judged.eval(), self.test[: self.spec.get("nll_images")]
+        estimates = importance_sampling(model, images, self.spec.get("nll_samples"))
+        nll, nll_se = mean_and_error(-estimates.log_px)
         found |= {
-            "nll": -float(log_px.mean()),
-            "nll_se": float(log_px.std() / len(log_px) ** 0.5) if len(log_px) > 1 else None,
-            "nll_samples": n_samples,
-            "nll_images": len(log_px),
-            "ess": float(ess.mean()),
+            "nll": nll,
+            "nll_se": nll_se if len(images) > 1 else None,
+            "nll_samples": self.spec.get("nll_samples"),
+            "nll_images": len(images),
+            "ess": float(estimates.ess.mean()),
+            "pareto_k": None if estimates.pareto_k.isnan().any() else float(estimates.pareto_k.median()),
+            "active_units": inference.active_units(model, images[:1000])[0],
         }
         # What the earlier report called a likelihood, with its number of samples.
-        grey = grey_images(str(self.test.device))[1][:n_images]
-        found["grey_nll"] = -float(self._likelihood(grey, GREY_SAMPLES)[0].mean())
-        return [found]
+        grey = grey_images(str(self.test.device))[1][: len(images)]
+        found["grey_nll"] = -float(importance_sampling(model, grey, GREY_SAMPLES).log_px.double().mean())
+        return [found | (bounds(model, self.test[: self.spec.get("bounds_images")]) if self.spec.bounds_images else {})]
 
     def weights(self) -> list[dict[str, Tensor]]:
         return [self.judged.state_dict()]

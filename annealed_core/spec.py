@@ -67,6 +67,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "train_images": 50_000,
         "nll_samples": 100,
         "nll_images": 10_000,
+        "bounds_images": 0,
     },
 }
 
@@ -147,6 +148,7 @@ FIELDS: dict[str, _Field] = {
     "train_images": _whole(2, 50_000),
     "nll_samples": _whole(2),
     "nll_images": _whole(1, 10_000),
+    "bounds_images": _whole(0, 10_000),
 }
 
 #: Plural names under which notebooks take several values of a field.
@@ -214,6 +216,7 @@ class Spec:
         schedule, beta0, gamma: deterministic warm-up, see `schedules`.
         train_images: how many of the 50,000 training images are used.
         nll_samples, nll_images: importance samples for each image, and how many test images, for the likelihood.
+        bounds_images: test images whose likelihood is also taken by annealing, and bounded from both sides.
     """
 
     experiment: str
@@ -249,6 +252,7 @@ class Spec:
     base: str | None = None
     faults: Any = None
     ema: float | None = None
+    bounds_images: int | None = None
 
     def __post_init__(self) -> None:
         _refuse_unless_valid("experiment", self.experiment)

@@ -33,10 +33,11 @@ from annealed_core.targets import check_target
 
 PACKAGE = Path(__file__).parent
 _ALL = ("energies", "targets", "kernels", "fused", "stack", "chain", "objectives", "evidence", "spec", "experiment")
+_MNIST = ("flows", "schedules", "mnist", "earlier", "data", "vae", "likelihood", "inference", "folded", "ais", "moves")
 #: The modules whose code can change a result of each experiment.
 CODE = {
     "toy": (*_ALL, "flows", "toys", "watch", "compiled", "judge"),
-    "mnist": (*_ALL, "flows", "schedules", "mnist", "earlier", "data", "vae"),
+    "mnist": (*_ALL, *_MNIST),
 }
 
 

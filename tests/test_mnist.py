@@ -255,3 +255,15 @@ def test_gated_layers_have_no_batch_statistics():
     layer = model.encoder.features[0]
     value, gate = layer.value_and_gate(x).chunk(2, -1)
     torch.testing.assert_close(layer(x), value * torch.sigmoid(gate))
+
+
+def test_bounds_bracket_the_likelihood_of_a_model_with_two_latents():
+    """Where importance sampling is good, annealing agrees with it, and the sandwich closes."""
+    torch.manual_seed(0)
+    model = auto_encoder(BASE.replace(method="vae", latents=2)).eval().requires_grad_(False)
+    found = mnist.bounds(model, Mnist([BASE]).test[:5])
+    assert all(math.isfinite(value) for value in found.values())
+    assert found["is_nll"] == pytest.approx(found["ais_nll"], abs=0.2)
+    assert found["bdmc_gap"] == pytest.approx(found["bdmc_upper"] - found["bdmc_lower"], abs=1e-3)
+    assert abs(found["bdmc_gap"]) < 0.2
+    assert found["approximation_gap"] > -0.1 and found["amortisation_gap"] > 0
