@@ -4,11 +4,24 @@
     r = run(Spec(experiment="toy", target="D", method="avo"))
     r.metrics["log_z"], r.chain.rsample(1000).z[-1]
 
-`chain.py` holds the one idea; `targets`, `kernels`, `flows`, `objectives`, `schedules`, `evidence` and `ais` are parts
-of it.
+`chain.py` holds the one idea; `targets`, `kernels`, `flows`, `objectives`, `schedules`, `evidence`, `ais`,
+`likelihood` and `inference` are parts of it.
 """
 
-from annealed_core import ais, chain, data, evidence, flows, kernels, moves, objectives, schedules, targets
+from annealed_core import (
+    ais,
+    chain,
+    data,
+    evidence,
+    flows,
+    inference,
+    kernels,
+    likelihood,
+    moves,
+    objectives,
+    schedules,
+    targets,
+)
 from annealed_core.chain import Chain
 from annealed_core.data import load_mnist
 from annealed_core.experiment import Run, TrainingError, run
@@ -29,7 +42,9 @@ __all__ = [
     "data",
     "evidence",
     "flows",
+    "inference",
     "kernels",
+    "likelihood",
     "load_mnist",
     "moves",
     "objectives",
