@@ -81,7 +81,7 @@ def _shares(z: Tensor, target: Any, half_width: float | None, bins: int) -> tupl
     inside = ((index >= 0) & (index < bins)).all(-1)
     counts = torch.bincount(index[inside][:, 0] * bins + index[inside][:, 1], minlength=bins * bins)
     drawn = counts.to(truth) / len(z)
-    return torch.cat([drawn, 1 - drawn.sum(0, True)]), torch.cat([truth, 1 - truth.sum(0, True)])
+    return torch.cat([drawn, (1 - drawn.sum(0, True)).clamp(min=0)]), torch.cat([truth, 1 - truth.sum(0, True)])
 
 
 def total_variation(z: Tensor, target: Any, half_width: float | None = None, bins: int = 24) -> float:

@@ -109,7 +109,8 @@ def log_weights_of(
         target, pieces = targets(part), [part_of(chain, part) for chain in chains]
         columns = slice(part.start - images.start, part.stop - images.start)
         for samples in slices(n_samples, chunk_rows):
-            # Drawn image by image, so that what an image gets does not depend on the chunks.
+            # Drawn image by image, so that what an image gets does not depend on the chunks, as long as its share is a
+            # multiple of the 16 numbers that torch draws at once.
             shape = (part.stop - part.start, samples.stop - samples.start, len(chains[0]) + 1, loc.shape[-1])
             noise = torch.randn(shape, dtype=loc.dtype, device=loc.device).permute(2, 1, 0, 3)
             for row, piece in zip(values, pieces, strict=True):

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 SMALLEST_SCALE = 1e-6  # of a conditional: its logarithm must stay finite
@@ -22,7 +21,7 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 # Torch multiplies float32 matrices with MKL, which keeps to AVX2 on processors that are not by Intel; oneDNN, which
 # torch brings as well, takes AVX512 wherever it is, and half the time.
-_HAS_FAST_PRODUCT = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(
+HAS_FAST_PRODUCT = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(
     torch.ops.mkldnn, "_linear_pointwise"
 )
 
@@ -33,7 +32,7 @@ def _fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 class _FastLinear(torch.autograd.Function):
-    """`_fast_linear` with its gradient, which can't be differentiated again."""
+    """`_fast_linear` with its gradient, which is made of such products too, and so can be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -41,13 +40,13 @@ class _FastLinear(torch.autograd.Function):
         return _fast_linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous()
+        product = _FastLinear.apply if torch.is_grad_enabled() else _fast_linear
         return (
-            _fast_linear(gradient, weight.t()) if ctx.needs_input_grad[0] else None,
-            _fast_linear(gradient.t(), x.t()) if ctx.needs_input_grad[1] else None,
+            product(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None,
+            product(gradient.t(), x.t(), None) if ctx.needs_input_grad[1] else None,
             gradient.sum(0) if ctx.needs_input_grad[2] else None,
         )
 
@@ -55,9 +54,10 @@ class _FastLinear(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear` at twice its speed on some processors, where all is float32.
 
-    x (n, a), weight (b, a), bias (b,) or None -> (n, b). The fast one's gradient can't be differentiated again.
+    x (n, a), weight (b, a), bias (b,) or None -> (n, b). Under the transforms of torch.func it is torch's own.
     """
-    if _HAS_FAST_PRODUCT and x.ndim == 2 and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32:
+    fits = x.ndim == 2 and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    if HAS_FAST_PRODUCT and fits and not torch._C._are_functorch_transforms_active():
         return _FastLinear.apply(x, weight, bias)
     return torch.nn.functional.linear(x, weight, bias)
 

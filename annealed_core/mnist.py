@@ -23,6 +23,7 @@ from annealed_core.targets import geometric_alphas, linear_alphas
 from annealed_core.vae import VAE, with_frozen_kernels
 
 BINARISATION_SEED = 20_181  # of the validation and test images, the same for every run
+_DATA_SEED = 0x5EED_DA7A  # turns the seed of a run into that of its data, another stream than its weights'
 _AVO_COIN_SEED = 20_182  # which steps of a random mixture are AVO's: the same ones for all runs
 #: The likelihood of a few validation images, followed through training: every so many epochs, with so many samples.
 FOLLOWED_EPOCHS, FOLLOWED_IMAGES, FOLLOWED_SAMPLES = 5, 500, 100
@@ -75,7 +76,7 @@ def bounds(model: VAE, x: Tensor) -> dict[str, float]:
     """
     weighed, annealed = importance_sampling(model, x, 5000), likelihood.ais(model, x, **ANNEALING)
     sandwich = likelihood.bdmc(model, len(x), **ANNEALING)
-    gaps = inference.inference_gaps(model, x, **ANNEALING)
+    gaps = inference.inference_gaps(model, x, log_px={"importance sampling": weighed.log_px, "ais": annealed.log_px})
     (is_nll, is_se), (ais_nll, ais_se), (differs, differs_se) = (
         mean_and_error(values) for values in (-weighed.log_px, -annealed.log_px, weighed.log_px - annealed.log_px)
     )
@@ -126,7 +127,7 @@ class Mnist:
         coins = torch.rand(self.steps, generator=torch.Generator().manual_seed(_AVO_COIN_SEED))
         self._is_avo = (coins < (spec.avo_weight or 0)).tolist() if spec.method == "mixture" else []
         # Of the data's order and binarisation alone, so that all methods with the same seed see the same batches.
-        self.generator = torch.Generator().manual_seed(spec.seed + 2**32)
+        self.generator = torch.Generator().manual_seed(spec.seed ^ _DATA_SEED)
         self.best: dict[str, Any] = {"elbo": -float("inf"), "epoch": 0, "weights": {}}
         self._epoch: Iterator[Tensor] = iter(())
         self._recent: list[Tensor] = []
@@ -138,7 +139,7 @@ class Mnist:
         return self.network if self.average is None else cast(VAE, self.average.module)
 
     def objective(self, step: int) -> Tensor:
-        if self.average is not None and step:
+        if self.average is not None and step % self.steps_per_record:  # else `record` has done it
             self.average.update_parameters(self.network)  # with the weights of the step before
         if step % self.steps_per_record == 0:
             self.network.train()
@@ -176,6 +177,22 @@ class Mnist:
         return objectives.avo(chain, joint, self.alphas, beta, noise=noise)
 
     @torch.no_grad()
+    def _refresh_statistics(self, model: VAE) -> None:
+        """Averaged weights have other batch statistics than those they are the average of: take them anew."""
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm1d)]
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain mean over all that follows
+        model.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(self.spec.seed)
+            for x in data.batches(self.train, 500, torch.Generator().manual_seed(self.spec.seed)) if layers else ():
+                model.decoder(model.posterior(x).rsample().z[-1])
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+    @torch.no_grad()
     def _bound(self, x: Tensor) -> dict[str, float]:
         """Bound, its reconstruction term and the KL between, averaged over images with one sample each, at beta = 1."""
         model = self.judged.eval()
@@ -199,6 +216,7 @@ class Mnist:
         self._recent.clear()
         if self.average is not None:
             self.average.update_parameters(self.network)
+            self._refresh_statistics(self.judged)
         line |= self._bound(self.valid if self.grey is None else self.grey[0])
         if epoch % FOLLOWED_EPOCHS == 0:
             followed = importance_sampling(self.judged.eval(), self.valid[:FOLLOWED_IMAGES], FOLLOWED_SAMPLES)
@@ -209,6 +227,8 @@ class Mnist:
         return [line]
 
     def metrics(self) -> list[dict[str, Any]]:
+        if self.failures:
+            return [{}]
         torch.manual_seed(self.spec.seed + 1)
         self.judged.load_state_dict(self.best["weights"])
         found: dict[str, Any] = {
@@ -226,7 +246,7 @@ class Mnist:
             "nll_images": len(images),
             "ess": float(estimates.ess.mean()),
             "pareto_k": None if estimates.pareto_k.isnan().any() else float(estimates.pareto_k.median()),
-            "active_units": inference.active_units(model, images[:1000])[0],
+            "active_units": inference.active_units(model, images[:1000])[0] if len(images) > 1 else None,
         }
         # What the earlier report called a likelihood, with its number of samples.
         grey = grey_images(str(self.test.device))[1][: len(images)]
@@ -237,11 +257,11 @@ class Mnist:
         return [self.judged.state_dict()]
 
     def state(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state(), "best": self.best}
+        return {"generator": self.generator.get_state(), "best": self.best, "failures": self.failures}
 
     def load(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
-        self.best = state["best"]
+        self.best, self.failures = state["best"], state["failures"]
         self._recent.clear()
 
 

@@ -87,13 +87,17 @@ def record(profile: str, name: str, runs: Sequence[Run], every: int = 0) -> None
         new["code"] = code_version(run.spec.experiment)
         if every:
             new["history"] = run.history[::-1][::every][::-1]
-        old = known.get(json.dumps(spec, sort_keys=True))
-        if old is None or _rounded(old["metrics"]) != _rounded(
-            run.metrics
-        ):  # a run found again keeps the date and commit it was made at
+        old = known.setdefault(json.dumps(spec, sort_keys=True), new)
+        if _text(old["metrics"]) != _text(run.metrics):
             known[json.dumps(spec, sort_keys=True)] = new
-    lines = ",\n".join(json.dumps(_rounded(known[each]), sort_keys=True) for each in sorted(known))
+        elif "history" in new:  # a run found again keeps the date and commit it was made at
+            old["history"] = new["history"]
+    lines = ",\n".join(_text(known[each]) for each in sorted(known))
     replace_file(path, f"[\n{lines}\n]\n".encode())
+
+
+def _text(value: Any) -> str:
+    return json.dumps(_rounded(value), sort_keys=True)
 
 
 def _rounded(value: Any) -> Any:

@@ -102,7 +102,9 @@ def _choice(*names: str) -> _Field:
 
 def _is_selection(value: Any) -> bool:
     """Whether it is a list of distinct faults."""
-    return isinstance(value, list | tuple) and set(value) <= FAULTS.keys() and len(set(value)) == len(value)
+    if not isinstance(value, list | tuple) or not all(isinstance(fault, str) for fault in value):
+        return False
+    return set(value) <= FAULTS.keys() and len(set(value)) == len(value)
 
 
 def _is_target(value: Any) -> bool:
@@ -148,7 +150,7 @@ FIELDS: dict[str, _Field] = {
     "train_images": _whole(2, 50_000),
     "nll_samples": _whole(2),
     "nll_images": _whole(1, 10_000),
-    "bounds_images": _whole(0, 10_000),
+    "bounds_images": _Field("0, or a whole number from 2 to 10,000", lambda v: v != 1 and _whole(0, 10_000).check(v)),
 }
 
 #: Plural names under which notebooks take several values of a field.
@@ -288,7 +290,8 @@ class Spec:
         if self.experiment == "toy" and self.iwae_samples and self.get("batch") % self.iwae_samples:
             whole = f"batch {self.batch} is not made of whole groups of as many"
             raise ValueError(f"impossible iwae_samples {self.iwae_samples}: {whole}")
-        if self.train_images is not None and self.batch is not None and self.train_images % self.batch == 1:
+        lone = self.train_images is not None and self.train_images % self.get("batch") == 1
+        if lone and self.layers == "plain":
             alone = f"the last of {self.train_images} images would be alone in its batch"
             raise ValueError(f"impossible batch {self.batch}: {alone}, which batch normalisation can't take")
 

@@ -27,6 +27,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from annealed_core import compiled
+from annealed_core.kernels import HAS_FAST_PRODUCT
 from annealed_core.spec import Spec
 from annealed_core.system import replace_file
 from annealed_core.targets import check_target
@@ -127,8 +128,10 @@ def key(spec: Spec, device: str = "cpu") -> str:
         "torch": torch.__version__,
         "device": device.split(":")[0],
     }
-    if spec.kernel in ("iaf", "spline"):
+    if "iaf" in (spec.kernel, spec.method) or spec.kernel == "spline":
         everything["zuko"] = version("zuko")
+    if spec.experiment == "mnist":
+        everything["fast_product"] = HAS_FAST_PRODUCT  # another rounding
     if compiled.is_asked(spec, device):
         everything["compiled"] = True
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]

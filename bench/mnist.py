@@ -338,6 +338,11 @@ def ratios(entries: Sequence[Entry]) -> list[dict[str, Any]]:
                 held = ratio >= bound if side == "at least" else ratio <= bound
                 place = {"batch": batch, "processes": processes}
                 found.append({"ratio": name, **place, "value": ratio, "asked": f"{side} {bound:g}", "held": held})
+    for what, batch, processes in seconds:  # seeds side by side, as a sweep trains them, against one after another
+        if what == "vae" and processes > 1 and batch is not None:
+            ratio = seconds[PLAIN, batch, 1] / seconds["vae", batch, processes]
+            name, place = "plain loop alone / vae on all cores", {"batch": batch, "processes": processes}
+            found.append({"ratio": name, **place, "value": ratio, "asked": "at least 3", "held": ratio >= 3})
     return found
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from annealed_core import kernels
 from annealed_core.kernels import (
     DiagonalGaussian,
     GatedGaussian,
@@ -253,12 +252,19 @@ def test_the_fast_product_in_float32_is_the_plain_one_in_float64(with_bias, need
             torch.testing.assert_close(each.grad, exact_each.grad, **close)
 
 
-@pytest.mark.skipif(not kernels._HAS_FAST_PRODUCT, reason="torch has no faster product here")
-def test_the_fast_products_gradient_refuses_to_be_differentiated_again():
-    layer, x = Linear(6, 5), torch.randn(4, 6, requires_grad=True)
-    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        gradient.square().sum().backward()
+def test_a_linear_layer_can_be_differentiated_twice_and_under_torch_func():
+    torch.manual_seed(0)
+    layer, x = Linear(6, 5), torch.randn(4, 6)
+
+    def value(x, layer=layer):
+        return torch.tanh(layer(x)).square().sum()
+
+    exact = torch.nn.Linear(6, 5).double()
+    exact.load_state_dict(layer.state_dict())
+    expected = torch.autograd.functional.hessian(lambda x: value(x, exact), x.double())
+    assert expected.abs().max() > 0.01
+    for found in (torch.autograd.functional.hessian(value, x), torch.func.hessian(value)(x)):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, check_dtype=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from annealed_core import data, mnist, objectives
+from annealed_core import TrainingError, data, mnist, objectives, run
 from annealed_core.earlier import FAULTS, faulty_avo
 from annealed_core.kernels import DiagonalGaussian
 from annealed_core.mnist import Mnist, auto_encoder
@@ -184,21 +184,22 @@ def test_unshuffled_training_repeats_its_order_and_keeps_the_last_weights(monkey
     assert kept(BASE) == -1 and kept(BASE.replace(faults=["unshuffled"])) == -2
 
 
-def test_averaged_weights_are_the_moving_average_of_the_steps():
-    problem = Mnist([BASE.replace(ema=0.5)])
+def test_averaged_weights_are_the_moving_average_of_the_steps_across_epochs():
+    problem = Mnist([BASE.replace(ema=0.5, batch=150)])
+    assert problem.steps_per_record == 2
     optimiser = torch.optim.SGD([p for p in problem.model.parameters() if p.requires_grad], lr=1e-3)
     weight, seen = problem.network.decoder.outputs.weight, []
-    for step in range(3):
+    for step in range(4):
         optimiser.zero_grad()
         (-problem.objective(step)).sum().backward()
         optimiser.step()
         seen.append(weight.detach().clone())
-    problem.record()
+        if step % 2:
+            problem.record()
     # The average starts at the weights after the first step.
-    expected = 0.25 * seen[0] + 0.25 * seen[1] + 0.5 * seen[2]
+    expected = 0.125 * seen[0] + 0.125 * seen[1] + 0.25 * seen[2] + 0.5 * seen[3]
     torch.testing.assert_close(problem.judged.decoder.outputs.weight, expected)
     assert problem.judged is not problem.network and not problem.judged.decoder.outputs.weight.requires_grad
-    assert torch.equal(problem.best["weights"]["decoder.outputs.weight"], problem.judged.decoder.outputs.weight)
 
 
 def test_a_chain_from_the_prior_starts_at_a_standard_normal_and_sees_the_image_through_its_kernels():
@@ -225,16 +226,17 @@ def taught_vae(problem, values):
     return [p.grad for p in problem.network.parameters()]
 
 
+@torch.no_grad()
 def test_the_iwae_bound_rises_with_its_samples():
-    problem, x = moved(BASE.replace(method="iwae"))
-    problem.network.eval()
-    network, means = problem.network, []
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for k in (1, 5, 50):
-            groups = objectives.beta_elbo(network.posterior(x), network.joint(x), 1.0, (k, 200))
-            means.append(float((torch.logsumexp(groups, 0) - math.log(k)).mean()))
+    means = []
+    for k in (1, 5, 50):
+        problem, x = moved(BASE.replace(method="iwae", iwae_samples=k, schedule="constant"))
+        problem.network.eval()
+        torch.manual_seed(0)
+        means.append(float(torch.stack([problem._values(x, 0).mean() for _ in range(100)]).mean()))
     assert means[0] < means[1] < means[2]
+    elbo = objectives.elbo(problem.network.posterior(x), problem.network.joint(x), (200,)).mean()
+    assert means[0] == pytest.approx(float(elbo), abs=1.0)
 
 
 @pytest.mark.parametrize("method", ["planar", "householder", "iaf"])
@@ -267,3 +269,89 @@ def test_bounds_bracket_the_likelihood_of_a_model_with_two_latents():
     assert found["bdmc_gap"] == pytest.approx(found["bdmc_upper"] - found["bdmc_lower"], abs=1e-3)
     assert abs(found["bdmc_gap"]) < 0.2
     assert found["approximation_gap"] > -0.1 and found["amortisation_gap"] > 0
+
+
+def test_the_average_is_what_is_judged_kept_and_followed(monkeypatch):
+    problem, judged = Mnist([BASE.replace(ema=0.5, epochs=5)]), []
+    for name in ("importance_sampling", "inference"):
+        assert hasattr(mnist, name)
+    estimate = mnist.importance_sampling
+    monkeypatch.setattr(mnist, "importance_sampling", lambda model, x, n: judged.append(model) or estimate(model, x, n))
+    for epoch in range(1, 6):
+        problem.objective((epoch - 1) * problem.steps_per_record)
+        problem._step = epoch * problem.steps_per_record - 1
+        problem.record()
+    problem.metrics()
+    assert len(judged) == 3 and all(model is problem.judged is not problem.network for model in judged)
+    weights = problem.weights()[0]
+    assert all(torch.equal(value, problem.judged.state_dict()[name]) for name, value in weights.items())
+
+
+def test_averaged_weights_have_batch_statistics_of_their_own():
+    """As after a pass over the training images in training mode, and not those of the weights that are averaged."""
+    problem = Mnist([BASE.replace(ema=0.5)])
+    problem.objective(0)
+    problem.record()
+    layer, training = problem.judged.encoder.features[1], data.load_mnist()[0].images
+    with torch.no_grad():
+        x = data.binarise(training, torch.Generator().manual_seed(1))
+        expected = problem.judged.encoder.features[0](x).mean(0)
+    assert (layer.running_mean - expected).abs().max() < 0.1 * expected.abs().max() + 0.05
+    assert (problem.network.encoder.features[1].running_mean - expected).abs().max() > 0.2 * expected.abs().max()
+    assert layer.momentum == problem.network.encoder.features[1].momentum
+
+
+def test_grey_training_is_selected_on_grey_images(monkeypatch):
+    seen = []
+    for faults in ((), ("grey",)):
+        problem = Mnist([BASE.replace(faults=faults)])
+        problem.objective(0)
+        bound = problem._bound
+        monkeypatch.setattr(problem, "_bound", lambda x, bound=bound: seen.append(x) or bound(x))
+        problem.record()
+    assert set(seen[0].unique().tolist()) == {0.0, 1.0} and len(seen[1].unique()) > 100
+
+
+def test_the_path_of_a_spec_is_the_one_that_avo_follows():
+    linear, geometric = (Mnist([BASE.replace(path=path)]).alphas for path in ("linear", "geometric"))
+    torch.testing.assert_close(linear, linear_alphas(2))
+    assert geometric[1] < linear[1] and geometric[0] == 0 and geometric[-1] == 1
+
+
+def test_calibrated_avo_is_its_two_parts_on_the_same_noise():
+    problem, x = moved(BASE.replace(avo_weight=0.3))
+    torch.manual_seed(1)
+    value = problem._values(x, 0).detach()
+    fresh, x = moved(BASE)
+    torch.manual_seed(1)
+    chain, joint = fresh.network.posterior(x), fresh.network.joint(x)
+    noise = chain.noise()
+    whole = objectives.beta_elbo(chain, joint, fresh.beta(0), noise=noise)
+    avo = objectives.avo(chain, joint, fresh.alphas, fresh.beta(0), noise=noise)
+    torch.testing.assert_close(value, (0.3 * avo + 0.7 * whole).detach())
+
+
+def test_data_and_weights_of_a_run_are_drawn_from_different_streams():
+    problem = Mnist([BASE.replace(seed=3)])
+    ours = torch.rand(5, generator=problem.generator)
+    assert not torch.equal(ours, torch.rand(5, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("method", ["vae", "avo"])
+def test_training_that_diverges_is_kept_as_failed(store, method):
+    spec = BASE.replace(method=method, lr=1e30)
+    for _ in range(2):
+        with pytest.raises(TrainingError, match=rf"^mnist-{method}-s0: .* became .* lr 1e\+30 may be too large"):
+            run(spec)
+
+
+def test_a_failure_is_part_of_a_checkpoint():
+    problem, other = Mnist([BASE]), Mnist([BASE])
+    problem.failures[0] = "kl became inf by step 3"
+    other.load(problem.state())
+    assert other.failures == problem.failures and other.metrics() == [{}]
+
+
+def test_a_single_image_has_a_likelihood_and_no_active_units(store):
+    metrics = run(BASE.replace(method="vae", nll_images=1, epochs=1)).metrics
+    assert math.isfinite(metrics["nll"]) and metrics["active_units"] is None and metrics["nll_se"] is None

@@ -68,3 +68,5 @@ def test_a_record_keeps_as_much_of_the_history_as_is_asked_for(folder):
     assert found.history[-1]["elbo"] == pytest.approx(whole.history[-1]["elbo"], rel=1e-6)
     results.record("full", "other", [whole])
     assert results.load("full", "other")[0].history == ()
+    results.record("full", "other", [whole], every=1)
+    assert len(results.load("full", "other")[0].history) == 5

@@ -52,6 +52,8 @@ BAD = [
         {"experiment": "mnist", "path": "learned"},
         "impossible path 'learned': on MNIST path takes one of linear, geometric",
     ),
+    ({"faults": [["grey"]]}, f"impossible faults [['grey']]: faults takes a list of some of {', '.join(FAULTS)}"),
+    ({"bounds_images": 1}, "impossible bounds_images 1: bounds_images takes 0, or a whole number from 2 to 10,000"),
     ({"faults": ["gray"]}, f"impossible faults ['gray']: faults takes a list of some of {', '.join(FAULTS)}"),
     (
         {"faults": ["grey", "grey"]},
