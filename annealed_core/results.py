@@ -3,7 +3,7 @@
 A reader sees them beside what a short run just computed.
 `results/<profile>/<name>.json` is a list of records {spec, metrics, seconds, machine, versions, date, commit, code},
 some with a history.
-`make record` writes them.
+`make record` writes them; `ANNEALED_RECORD=1 python -m annealed_core.noise_study` writes noise_model.json.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from annealed_core.experiment import Run
+from annealed_core.noise_study import Case, Result
 from annealed_core.spec import Spec
 from annealed_core.store import PACKAGE, code_version, describe
 from annealed_core.system import cores, replace_file
@@ -32,7 +33,7 @@ FOLDER = PACKAGE.parent / "results"
 class Record:
     """A committed result: what a `Run` says of itself without its weights, and where it was made."""
 
-    spec: Spec
+    spec: Any  # a Spec, or the Case of a study of its own
     metrics: dict[str, Any]
     seconds: float
     machine: str
@@ -67,7 +68,7 @@ def _commit() -> str:
         return "unknown"
 
 
-def record(profile: str, name: str, runs: Sequence[Run], every: int = 0) -> None:
+def record(profile: str, name: str, runs: Sequence[Run | Result], every: int = 0) -> None:
     """Add the runs to `results/<profile>/<name>.json`, in place of older records of the same specs.
 
     With `every`, one line of their histories out of so many is kept too, the last one among them.
@@ -83,7 +84,7 @@ def record(profile: str, name: str, runs: Sequence[Run], every: int = 0) -> None
     made = {"machine": machine(), "versions": versions(), "date": today, "commit": _commit()}
     for run in runs:
         spec = describe(run.spec)
-        new = {"spec": spec, "metrics": run.metrics, "seconds": round(run.seconds, 1), **made}
+        new: dict[str, Any] = {"spec": spec, "metrics": run.metrics, "seconds": round(run.seconds, 1), **made}
         new["code"] = code_version(run.spec.experiment)
         if every:
             new["history"] = run.history[::-1][::every][::-1]
@@ -114,7 +115,13 @@ def load(profile: str, name: str) -> list[Record]:
     path = _folder() / profile / f"{name}.json"
     if not path.exists():
         return []
-    return [Record(**{**line, "spec": Spec(**line["spec"])}) for line in json.loads(path.read_text(encoding="utf-8"))]
+    lines = json.loads(path.read_text(encoding="utf-8"))
+    return [Record(**{**line, "spec": spec_of(line["spec"])}) for line in lines]
+
+
+def spec_of(fields: dict[str, Any]) -> Spec | Case:
+    """What a record's spec describes: a `Spec`, or the `Case` of the study of the noise model."""
+    return Case.from_fields(fields) if fields.get("experiment") == Case.experiment else Spec(**fields)
 
 
 def provenance(records: Sequence[Record]) -> str:

@@ -37,6 +37,7 @@ _ALL = ("energies", "targets", "kernels", "fused", "stack", "chain", "objectives
 _MNIST = ("flows", "schedules", "mnist", "earlier", "data", "vae", "likelihood", "inference", "folded", "ais", "moves")
 #: The modules whose code can change a result of each experiment.
 CODE = {
+    "noise_model": ("kernels", "targets", "chain", "objectives", "vae", "noise_model", "noise_study"),
     "toy": (*_ALL, "flows", "toys", "watch", "compiled", "judge"),
     "mnist": (*_ALL, *_MNIST),
 }
@@ -112,7 +113,7 @@ def _fingerprint(target: Any) -> str:
     return digest.hexdigest()
 
 
-def describe(spec: Spec) -> dict[str, Any]:
+def describe(spec: Any) -> dict[str, Any]:
     """The spec as plain values; a target object is named by its class and its fingerprint."""
     fields = spec.fields()
     if "target" in fields and not isinstance(spec.target, str):
