@@ -9,7 +9,7 @@ single mode: a posterior that keeps to one mode can draw the model there, at the
 is ours: that of Huang et al. 2018 (arXiv 1809.01818), whose claim this is to examine, is not public in code.
 
 What can be said exactly: log p(x) in closed form and, independently of it, by quadrature; the masses of the two sides
-of the posterior, and of any cell; the maximum-likelihood estimate. Log-densities in nats.
+of the posterior; the maximum-likelihood estimate. Log-densities in nats.
 """
 
 from __future__ import annotations
@@ -44,11 +44,6 @@ def nodes(count: int = 1200, reach: float = REACH) -> tuple[Tensor, Tensor]:
     starts = width * torch.arange(-(panels // 2), panels // 2, dtype=torch.float64)
     z = starts.unsqueeze(-1) + (at + 1) * width / 2
     return z.flatten(), (weights * width / 2).log().repeat(panels)
-
-
-def cell_edges(cells: int = 240, reach: float = 6.0) -> Tensor:
-    """Edges of equal cells over z in [-reach, reach], one of them exactly 0: (cells + 1,)."""
-    return torch.arange(-(cells // 2), cells // 2 + 1, dtype=torch.float64) * (2 * reach / cells)
 
 
 @dataclass(frozen=True)
@@ -101,11 +96,11 @@ class FoldedLine:
         """Log p(x | z) of one model; x: (batch, R), z: (*sample, batch, 1) -> (*sample, batch)."""
         return _normal(x, self.mean(z), self.noise).sum(-1)
 
-    def _halves(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of |z| on the right and on the left: log integral, and centre and width of the Gaussian cut off at 0.
+    def _log_sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log of the integrals of p(x, z) over z > 0 and over z < 0; x: (*models, n, R) -> two of (*models, n).
 
-        On a side x is linear in |z|, so that p(x, z) is a Gaussian in |z| there; it meets x by the mean of its R
-        measurements alone, but for a factor that does not depend on z.
+        On a side x is linear in |z|, so that p(x, z) is a Gaussian in |z| there, cut off at 0; it meets x by the mean
+        of its R measurements alone, but for a factor that does not depend on z.
         """
         repeats = x.shape[-1]
         offset, right, left, noise = (value.unsqueeze(-1) for value in self.fields)
@@ -116,39 +111,23 @@ class FoldedLine:
         found = []
         for slope in (right, left):
             total = (slope**2 + error**2).sqrt()
-            centre, width = slope * (mean - offset) / total**2, error / total
-            found.append((_normal(mean, offset, total) + log_ndtr(centre / width) + around_mean, centre, width))
-        return found
+            centre, width = slope * (mean - offset) / total**2, error / total  # of |z|, given x
+            found.append(_normal(mean, offset, total) + log_ndtr(centre / width) + around_mean)
+        return found[0], found[1]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log p(x) in closed form; x: (*models, n, R) -> (*models, n)."""
-        (right, _, _), (left, _, _) = self._halves(x)
-        return torch.logaddexp(right, left)
+        return torch.logaddexp(*self._log_sides(x))
 
     def right_share(self, x: Tensor) -> Tensor:
         """P(z > 0 | x), exactly; x: (*models, n, R) -> (*models, n)."""
-        (right, _, _), (left, _, _) = self._halves(x)
+        right, left = self._log_sides(x)
         return torch.sigmoid(right - left)
 
     def smaller_share(self, x: Tensor) -> Tensor:
         """Posterior mass of the side of 0 that has less of it, in [0, 0.5]; x: (*models, n, R) -> (*models, n)."""
         share = self.right_share(x)
         return torch.minimum(share, 1 - share)
-
-    def cell_masses(self, edges: Tensor, x: Tensor) -> Tensor:
-        """Exact posterior masses between `edges` (cells + 1,), one being 0: (*models, n, R) -> (*models, n, cells)."""
-        (log_right, *right), (log_left, *left) = self._halves(x)
-        found = []
-        for log_share, (centre, width), at in (
-            (log_left - torch.logaddexp(log_right, log_left), left, -edges[edges <= 0]),
-            (log_right - torch.logaddexp(log_right, log_left), right, edges[edges >= 0]),
-        ):
-            centre, width = centre.unsqueeze(-1), width.expand_as(centre).unsqueeze(-1)
-            log_above = log_ndtr((centre - at) / width) - log_ndtr(
-                centre / width
-            )  # of the side's mass, beyond each edge
-            found.append((log_share.unsqueeze(-1) + log_above).exp().diff(dim=-1).abs())
-        return torch.cat(found, -1)
 
     def log_joint_at(self, z: Tensor, x: Tensor) -> Tensor:
         """Log p(x, z) of one model at all pairs of points z (points,) and observations x (n, R): (n, points)."""

@@ -1,8 +1,7 @@
 """Does a posterior that keeps to one mode bias the model? Model and posterior of `noise_model` learned together.
 
-A `Case` is one run. `learn(cases)` trains those that differ in seed and true noise alone as one batch
-over stacked weights, and judges each by what is exact. `python -m annealed_core.noise_study`
-runs them all and prints the table; with ANNEALED_RECORD=1 it writes results/full/noise_model.json.
+A `Case` is one run. `train(cases)` trains those that differ in seed and true noise alone as one batch, and `judge`
+compares each with what is exact; `noise_runs` has the study's cases, and keeps what they gave.
 
 Objectives are those of the report: the ELBO, AVO (Huang et al. 2018, arXiv 1809.01818), both weighed, and IWAE (Burda
 et al. 2016, arXiv 1509.00519). The posterior starts from an encoder's q_0(z | x), or from the prior.
@@ -13,26 +12,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import hashlib
-import json
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
-from torch.special import ndtr
 
 from annealed_core import objectives
 from annealed_core.chain import Chain
-from annealed_core.kernels import DiagonalGaussian, GatedGaussian, GatedGaussianPair
-from annealed_core.noise_model import FoldedLine, cell_edges, maximum_likelihood
-from annealed_core.store import code_version, root
-from annealed_core.system import replace_file
+from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair
+from annealed_core.noise_model import FoldedLine, maximum_likelihood
 from annealed_core.targets import linear_alphas
 from annealed_core.vae import with_frozen_kernels
 
@@ -153,7 +145,8 @@ class Result:
     lower the exact mean log-likelihood of held-out data is than the estimate's, and `loss_train`, in nats; `gap`, the
     exact log-likelihood minus the chain's ELBO, in nats; `posterior_share`, the mean over x of the exact posterior's
     mass on its smaller side of 0 in the learned model, and `chain_share`, that of the chain's draws; `two_modes`, the
-    share of x whose posterior has two modes; `kl`, KL(q || p(z | x)) over cells of 0.05, in nats.
+    share of x whose posterior has two modes. The gap is KL(q || p(z | x)) for the Gaussian posterior, and for chains
+    the divergence of their whole path, which is at least that.
     """
 
     spec: Case
@@ -321,22 +314,6 @@ def train(cases: Sequence[Case]) -> tuple[list[Learner], list[list[dict[str, flo
 
 
 @torch.no_grad()
-def chain_cells(learner: Learner, x: Tensor, edges: Tensor, n: int) -> Tensor:
-    """Masses of q(z_T | x) in the cells, x (batch, R) -> (batch, cells).
-
-    The last step is integrated exactly, for n draws of z_{T-1}; without kernels all of it is exact.
-    """
-    chain = learner.posterior(x)
-    if not len(chain):
-        return ndtr((edges - chain.base.loc.double()) / chain.base.scale.double()).diff(dim=-1)
-    before = chain.rsample(n).z[-2]
-    last = learner.kernels[-1].forwards
-    assert isinstance(last, GatedGaussian)
-    loc, scale = last(before, chain.context)
-    return torch.stack([ndtr((edge - loc) / scale).double().mean(0).squeeze(-1) for edge in edges], -1).diff(dim=-1)
-
-
-@torch.no_grad()
 def judge(learner: Learner) -> dict[str, float]:
     """What `Result` describes, of one trained learner."""
     case = learner.case
@@ -347,8 +324,6 @@ def judge(learner: Learner) -> dict[str, float]:
     chain, some = learner.posterior(held_out.float()), held_out[:200].float()
     bound = chain.log_weight(Joint(learner.model(), held_out.float()), chain.rsample(20)).double().mean(0)
     right = (learner.posterior(some).rsample(1000).z[-1] > 0).double().mean(0).squeeze(-1)
-    edges = cell_edges()
-    p, q = model.cell_masses(edges, held_out[:50]).clamp(min=1e-300), chain_cells(learner, some[:50], edges, 400)
     slopes, slopes_ml = (sorted(map(float, (m.right, m.left))) for m in (model, best))
     return {
         "offset": float(model.offset),
@@ -368,113 +343,4 @@ def judge(learner: Learner) -> dict[str, float]:
         "posterior_share": float(model.smaller_share(held_out).mean()),
         "chain_share": float(torch.minimum(right, 1 - right).mean()),
         "two_modes": float((model.count_modes(held_out[:500]) > 1).double().mean()),
-        "kl": float(torch.special.xlogy(q, q / p).sum(-1).mean()),
     }
-
-
-def _folder(case: Case) -> Path:
-    """Where the case's result is kept: named by a hash of all its fields, the code and torch's version."""
-    everything = {**case.fields(), "code": code_version(case.experiment), "torch": torch.__version__}
-    key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
-    return root() / f"noise_model-{case.method}-s{case.seed}-{key}"
-
-
-def find(case: Case) -> Result | None:
-    """The result in the store of runs, or None where there is none that can be read."""
-    try:
-        kept = json.loads((_folder(case) / "result.json").read_text(encoding="utf-8"))
-        return Result(case, kept["metrics"], kept["seconds"], kept["history"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
-
-
-def groups(cases: Sequence[Case]) -> list[list[Case]]:
-    """The cases that can be trained side by side, in the order of their first ones."""
-    found: dict[Case, list[Case]] = {}
-    for case in dict.fromkeys(cases):
-        found.setdefault(case.replace(seed=0, noise=1.0), []).append(case)
-    return list(found.values())
-
-
-def learn(cases: Sequence[Case], say: Callable[[str], None] | None = None) -> list[Result]:
-    """Train and judge every case that the store of runs does not have yet; the results in the cases' order.
-
-    What differs in seed and noise alone is trained side by side, and kept before the next such group begins: a stopped
-    call goes on with the group that it was in, which takes a minute or two. `say` is told what was done.
-    """
-    done: dict[Case, Result] = {}
-    for group in groups(cases):
-        missing = [case for case in group if find(case) is None]
-        if missing:
-            begun = time.perf_counter()
-            learners, histories = train(missing)
-            metrics = [judge(learner) for learner in learners]
-            seconds = (time.perf_counter() - begun) / len(missing)
-            for case, own, history in zip(missing, metrics, histories, strict=True):
-                kept = {"case": case.fields(), "metrics": own, "seconds": seconds, "history": history}
-                replace_file(_folder(case) / "result.json", json.dumps(kept, indent=1).encode())
-            if say is not None:
-                say(f"{group[0].line}: {len(missing)} models in {seconds * len(missing):.0f} s")
-        done |= {case: result for case in group if (result := find(case)) is not None}
-    return [done[case] for case in cases]
-
-
-#: What the study compares. The first three are the quick version's.
-PLANS: tuple[dict[str, Any], ...] = (
-    {"n_transitions": 0},
-    {},
-    {"method": "avo"},
-    {"method": "calibrated", "avo_weight": 0.2},
-    {"method": "calibrated", "avo_weight": 0.5},
-    {"n_transitions": 0, "method": "iwae", "iwae_samples": 5},
-    {"n_transitions": 0, "method": "iwae", "iwae_samples": 50},
-    {"initialisation": "identity"},
-    {"initialisation": "identity", "method": "avo"},
-    {"base": "prior"},
-    {"base": "prior", "method": "avo"},
-    {"method": "iwae", "iwae_samples": 5},
-    {"n_transitions": 0, "start": "truth"},
-    {"start": "truth"},
-    {"start": "truth", "method": "avo"},
-    {"n_transitions": 1},
-    {"n_transitions": 8},
-    {"n_transitions": 8, "method": "avo"},
-    {"start": "truth", "hold": 2000},
-    {"start": "truth", "hold": 2000, "method": "avo"},
-    {"start": "truth", "hold": 2000, "base": "prior"},
-    {"start": "truth", "hold": 2000, "base": "prior", "method": "avo"},
-    {"initialisation": "identity", "method": "calibrated", "avo_weight": 0.5},
-    {"steps": 10_000},
-)
-
-
-def cases_of(
-    plans: Sequence[dict[str, Any]] = PLANS,
-    noises: Sequence[float] = (0.1, 0.3),
-    seeds: Sequence[int] = tuple(range(10)),
-    **fields: Any,
-) -> list[Case]:
-    """Every plan with every true noise and seed; `fields` are those of `Case` that all share."""
-    return [Case(**{"noise": n, "seed": s, **fields, **plan}) for plan in plans for n in noises for s in seeds]
-
-
-def main() -> None:
-    """Run the whole study, record it where $ANNEALED_RECORD says so, and print its table."""
-    from annealed_core import results
-    from annealed_core.comparison import interval
-
-    torch.set_num_threads(1)
-    cases = cases_of()
-    found = learn(cases, say=lambda text: print(text, flush=True))
-    results.record("full", "noise_model", found, every=4)
-    for noise in sorted({case.noise for case in cases}):
-        print(f"\nnoise {noise}")
-        for group in groups([case for case in cases if case.noise == noise]):
-            own = [result.metrics for result in found if result.spec in group]
-            columns = ("tilt", "noise_ratio", "loss", "gap", "posterior_share", "chain_share", "two_modes")
-            values = "  ".join(f"{name} {interval([m[name] for m in own]).text(3)}" for name in columns)
-            print(f"{group[0].line:48s} {values}")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
 A reader sees them beside what a short run just computed.
 `results/<profile>/<name>.json` is a list of records {spec, metrics, seconds, machine, versions, date, commit, code},
 some with a history.
-`make record` writes them; `ANNEALED_RECORD=1 python -m annealed_core.noise_study` writes noise_model.json.
+`make record` writes them; `ANNEALED_RECORD=1 python -m annealed_core.noise_runs` writes noise_model.json.
 """
 
 from __future__ import annotations

@@ -33,12 +33,13 @@ from annealed_core.system import replace_file
 from annealed_core.targets import check_target
 
 PACKAGE = Path(__file__).parent
-_ALL = ("energies", "targets", "kernels", "fused", "stack", "chain", "objectives", "evidence", "spec", "experiment")
+_CHAINS = ("energies", "targets", "kernels", "fused", "stack", "chain", "objectives")
+_ALL = (*_CHAINS, "evidence", "spec", "experiment")
 _MNIST = ("flows", "schedules", "mnist", "earlier", "data", "vae", "likelihood", "inference", "folded", "ais", "moves")
 #: The modules whose code can change a result of each experiment.
 CODE = {
-    "noise_model": ("kernels", "targets", "chain", "objectives", "vae", "noise_model", "noise_study"),
     "toy": (*_ALL, "flows", "toys", "watch", "compiled", "judge"),
+    "noise_model": (*_CHAINS, "vae", "noise_model", "noise_study"),
     "mnist": (*_ALL, *_MNIST),
 }
 
