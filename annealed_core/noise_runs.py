@@ -106,6 +106,12 @@ def cases_of(
     return [Case(**{"noise": n, "seed": s, **fields, **plan}) for plan in plans for n in noises for s in seeds]
 
 
+def metrics_of(runs: Sequence[Any], noise: float, **plan: Any) -> list[dict[str, float]]:
+    """The metrics of those runs or records that a plan made at that true noise, in the order of their seeds."""
+    (group,) = groups(cases_of([plan], (noise,)))
+    return [run.metrics for run in sorted(runs, key=lambda run: run.spec.seed) if run.spec in group]
+
+
 def main() -> None:
     """Run the whole study, record it where $ANNEALED_RECORD says so, and print its table."""
     from annealed_core import results

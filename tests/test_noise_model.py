@@ -1,6 +1,7 @@
 """The noise model: what is exact about it, that learning is what it says it is, what the committed study holds."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from annealed_core.chain import Chain
 from annealed_core.comparison import interval
 from annealed_core.kernels import DiagonalGaussian
 from annealed_core.noise_model import FoldedLine, maximum_likelihood, nodes
-from annealed_core.noise_runs import cases_of, find, groups, learn
+from annealed_core.noise_runs import cases_of, find, groups, learn, metrics_of
 from annealed_core.noise_study import Case, Joint, Learner, judge, train
 
 SMALL = Case(n_transitions=2, hidden=6, steps=20, batch=10, n_train=200)
@@ -321,3 +322,12 @@ def test_the_committed_study_has_ten_seeds_of_every_method_it_names():
         own = [record.metrics for record in records if record.spec.noise == noise]
         assert interval([m["noise_ml"] / noise for m in own]).mean == pytest.approx(1, abs=0.02)
         assert all(m["loss_train"] > -1e-6 for m in own), "no model can beat the estimate on its own data"
+
+
+def test_metrics_are_chosen_by_plan_and_noise_and_come_by_seed():
+    cases = cases_of([{}, {"method": "avo"}], (0.1, 0.3))
+    runs = [SimpleNamespace(spec=case, metrics={"seed": case.seed, "line": case.line}) for case in reversed(cases)]
+    found = metrics_of(runs, 0.3, method="avo")
+    assert [m["seed"] for m in found] == sorted(m["seed"] for m in found) and len(found) == 10
+    assert len({m["line"] for m in found}) == 1 and found != metrics_of(runs, 0.3)
+    assert metrics_of([], 0.3) == []
