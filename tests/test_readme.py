@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from annealed_core import results
-from annealed_core.comparison import difference, loses_a_mode, mean_metric, select, verdict
+from annealed_core.comparison import difference, interval, loses_a_mode, mean_metric, select, verdict
+from annealed_core.noise_runs import metrics_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,3 +57,14 @@ def test_the_results_are_those_of_the_committed_runs():
     for theirs in ("hvi", "vae"):
         gain = difference(mnist, "nll", "avo", theirs)
         assert f"{gain.text()} nats" in README
+
+
+def test_the_noise_models_figures_are_those_of_the_committed_runs():
+    noise, words = results.load("full", "noise_model"), " ".join(README.split())
+    plans = ({}, {"method": "avo"}, {"method": "iwae", "iwae_samples": 5})
+    found = [metrics_of(noise, 0.1, **plan) for plan in plans]
+    assert [len(each) for each in found] == [10, 10, 10]
+    one_mode = [sum(m["left"] * m["right"] < 0 for m in each) for each in found]
+    assert "one mode in {} of ten seeds, by AVO in {} and by IWAE with five samples in {};".format(*one_mode) in words
+    losses = [interval([m["loss"] for m in each]).text(3) for each in found]
+    assert "they lose {}, {} and {} nats of likelihood".format(*losses) in words
