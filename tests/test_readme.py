@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from annealed_core import results
-from annealed_core.comparison import difference, interval, loses_a_mode, mean_metric, select, verdict
+from annealed_core.comparison import difference, interval, loses_a_mode, mean_metric, paired, select, verdict
+from annealed_core.earlier import FAULTS
 from annealed_core.noise_runs import metrics_of
 
 ROOT = Path(__file__).parents[1]
@@ -68,3 +69,10 @@ def test_the_noise_models_figures_are_those_of_the_committed_runs():
     assert "one mode in {} of ten seeds, by AVO in {} and by IWAE with five samples in {};".format(*one_mode) in words
     losses = [interval([m["loss"] for m in each]).text(3) for each in found]
     assert "they lose {}, {} and {} nats of likelihood".format(*losses) in words
+
+
+def test_the_cost_of_the_earlier_faults_is_that_of_the_committed_runs():
+    anatomy = select(results.load("full", "anatomy"), method="mixture", initialisation="identity")
+    every, clean = tuple(FAULTS), select(anatomy, faults=())
+    costs = [paired(select(anatomy, faults=faults), clean, "nll").text() for faults in (every, every[1:])]
+    assert "all of them cost {} nats, all but the first {}:".format(*costs) in " ".join(README.split())
