@@ -185,8 +185,9 @@ MNIST_LINES: dict[str, dict[str, Any]] = {
 }
 
 _TOYS = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best)
-_EVERY: tuple[Callable[[], list[Spec]], ...] = (*_TOYS, mnist, long, anatomy, regime)
-STUDIES: dict[str, Callable[[], list[Spec]]] = {study.__name__: study for study in _EVERY}
+_MNIST = (mnist, long, anatomy, regime)
+TOY_STUDIES: dict[str, Callable[[], list[Spec]]] = {study.__name__: study for study in _TOYS}
+STUDIES = TOY_STUDIES | {study.__name__: study for study in _MNIST}
 
 
 def find_study(name: str) -> list[Spec]:
