@@ -117,10 +117,15 @@ def _one_line(problem: object) -> str:
 
 def find_failure(cells: Sequence[Any], error: str | None) -> dict[str, Any] | None:
     """The first code cell that failed, counted as in the source, or the last one started where a kernel died."""
-    number, last = 0, None
+    number, count, last = 0, 0, None
     for cell in cells:
         tags = cell.metadata.get("tags", [])
-        if cell.cell_type != "code" or "injected-parameters" in tags:
+        if cell.cell_type != "code":
+            continue
+        # A kernel may die before it has said that it began, and then the cell has no count.
+        began = cell.execution_count is not None or bool(cell.metadata.get("papermill", {}).get("start_time"))
+        count = cell.execution_count or count + began
+        if "injected-parameters" in tags:
             continue
         number += 1
         for output in cell.outputs:
@@ -128,8 +133,8 @@ def find_failure(cells: Sequence[Any], error: str | None) -> dict[str, Any] | No
                 message = f"{output.ename}: {_one_line(output.evalue)}"
                 message = re.sub(r"\(\d+\.py, line (\d+)\)$", r"(line \1)", message)  # IPython's name for the cell
                 return {"cell": number, "execution_count": cell.execution_count, "error": message}
-        if cell.execution_count is not None:
-            last = {"cell": number, "execution_count": cell.execution_count, "error": error}
+        if began or last is None:
+            last = {"cell": number, "execution_count": count, "error": error}
     return last if error else None
 
 

@@ -417,6 +417,19 @@ def test_a_kernel_that_dies_is_blamed_on_the_cell_that_ran():
     assert find_failure(cells, "DeadKernelError: Kernel died") == expected
 
 
+@pytest.mark.parametrize("began", [0, 1, 2])
+def test_a_kernel_that_dies_before_it_says_that_a_cell_began_is_no_success(began):
+    cells = [code("1"), code("exit"), code("2")]
+    for cell in cells[:began]:
+        cell.metadata["papermill"] = {"start_time": "2026-01-01T00:00:00"}
+    if began == 2:
+        cells[0].execution_count = 1
+    last = max(began, 1)
+    expected = {"cell": last, "execution_count": began, "error": "DeadKernelError: Kernel died"}
+    assert find_failure(cells, "DeadKernelError: Kernel died") == expected
+    assert find_failure(cells, None) is None
+
+
 def test_repeated_headings_get_anchors_of_their_own(tmp_path):
     notebook = new_notebook(cells=[new_markdown_cell("# A\n## The $x$ part\n"), new_markdown_cell("## The $x$ part")])
     page = BeautifulSoup(render_page(notebook, "a", {"a": "A"}, tmp_path), "html.parser")
