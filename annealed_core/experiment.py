@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 
 from annealed_core import toys
 from annealed_core.chain import Chain
+from annealed_core.fields import check_parameter
 from annealed_core.mnist import Mnist, auto_encoder
 from annealed_core.problems import Problem
-from annealed_core.spec import Spec, check_parameter
+from annealed_core.spec import Spec
 from annealed_core.store import Folder
 from annealed_core.system import keep_memory
 from annealed_core.vae import VAE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,6 @@ from annealed_core.flows import HouseholderSequence, InverseAutoregressive, Plan
 from annealed_core.folded import mean_and_error
 from annealed_core.kernels import GatedGaussianPair
 from annealed_core.likelihood import importance_sampling
-from annealed_core.schedules import SCHEDULES
 from annealed_core.spec import Spec
 from annealed_core.targets import geometric_alphas, linear_alphas
 from annealed_core.vae import VAE, with_frozen_kernels
@@ -120,7 +119,7 @@ class Mnist:
         batch = spec.get("batch")
         self.steps_per_record = -(-len(self.train) // batch)
         self.steps: int = self.steps_per_record * spec.get("epochs")
-        self.beta = _schedule(spec)
+        self.beta = spec.annealing
         if spec.method in ("avo", "mixture"):
             alphas = geometric_alphas if spec.path == "geometric" else linear_alphas
             self.alphas = alphas(len(self.network.kernels)).to(device)
@@ -153,6 +152,10 @@ class Mnist:
     def _values(self, x: Tensor, step: int) -> Tensor:
         """The objective for each image of a batch, (batch,)."""
         spec, beta, joint = self.spec, self.beta(step), self.network.joint(x)
+        if spec.anneals == "alpha":
+            return objectives.alpha_elbo(self.network.posterior(x), joint, beta)
+        if spec.anneals == "capacity":
+            return objectives.capacity_elbo(self.network.posterior(x), joint, beta * spec.get("capacity"))
         if spec.method == "iwae":
             groups = objectives.beta_elbo(self.network.posterior(x), joint, beta, spec.get("iwae_samples"))
             return torch.logsumexp(groups, 0) - math.log(spec.get("iwae_samples"))
@@ -263,8 +266,3 @@ class Mnist:
         self.generator.set_state(state["generator"])
         self.best, self.failures = state["best"], state["failures"]
         self._recent.clear()
-
-
-def _schedule(spec: Spec) -> Callable[[int], float]:
-    make = SCHEDULES[spec.get("schedule")]
-    return make() if spec.schedule == "constant" else make(spec.beta0, spec.gamma)

@@ -50,6 +50,29 @@ def alpha_elbo(
     return alpha * target.log_prob(trajectory.z[-1]) + trajectory.log_ratios.sum(0) - trajectory.log_q0
 
 
+def capacity_elbo(
+    chain: Chain, target: Any, capacity: float, sample_shape: Shape = (), noise: Tensor | None = None
+) -> Tensor:
+    """The KL term held at a capacity C: E[log p(x | z_T)] - |KL - C| (Burgess et al. 2018, arXiv 1804.03599, weight 1).
+
+    KL, log q_0(z_0) - sum_t log r_t/q_t - log p(z_T), is the mean over all samples and the batch. C = 0 is the ELBO as
+    long as that mean is positive.
+
+    Args:
+        chain, sample_shape, noise: as for `elbo`.
+        target: as for `beta_elbo`.
+        capacity: C in nats, from 0.
+
+    Values (*sample, *batch), whose mean is the objective. Raises ValueError for a negative capacity.
+    """
+    if not 0 <= capacity < math.inf:
+        raise ValueError(f"capacity must be a number of nats from 0, got {capacity}")
+    trajectory = chain.rsample(sample_shape, noise)
+    z = trajectory.z[-1]
+    kl = trajectory.log_q0 - trajectory.log_ratios.sum(0) - target.log_prior(z)
+    return target.log_likelihood(z) - (kl.mean() - capacity).abs()
+
+
 def avo_steps(
     chain: Chain, target: Any, alphas: Tensor, beta: float = 1.0, sample_shape: Shape = (), noise: Tensor | None = None
 ) -> Tensor:

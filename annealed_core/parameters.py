@@ -105,10 +105,10 @@ def _agrees(value: Any, default: Any) -> bool:
 
 
 def _check_possible(name: str, value: Any) -> None:
-    from annealed_core import spec  # late: it imports torch, which other refusals need not wait for
+    from annealed_core import fields  # late: it imports torch, which other refusals need not wait for
 
     try:
-        spec.check_parameter(name, value)
+        fields.check_parameter(name, value)
     except ValueError as error:
         raise ParameterError(str(error)) from None
 

@@ -1,14 +1,18 @@
 """Schedules of the annealing factor: step -> value in [0, 1], checked once, when they are made.
 
 `linear` and `cyclical` end at 1 and `geometric` approaches it, so that training ends with the plain objective or near
-it. All raise ValueError, naming the field, for settings that would leave [0, 1] or never end.
+it. All raise ValueError, naming the field, for settings that would leave [0, 1] or never end; `checked` does the same
+for any callable.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -32,38 +36,95 @@ def _within(name: str, value: float, low: float, high: float, open_low: bool = F
 def constant(value: float = 1.0) -> Schedule:
     """The same value at every step."""
     _within("value", value, 0, 1)
-    return Schedule(f"constant({value:g})", lambda step: value)
+    return Schedule(f"constant({value:g})", partial(_constant, value))
+
+
+def _constant(value: float, step: int) -> float:
+    return value
 
 
 def linear(beta0: float = 0.2, gamma: float = 2e-4) -> Schedule:
     """min(1, beta0 + gamma * step): gamma is added at each step until 1 is reached."""
     _within("beta0", beta0, 0, 1)
     _within("gamma", gamma, 0, 1, open_low=beta0 < 1)
-    return Schedule(f"linear({beta0:g}, {gamma:g})", lambda step: min(1.0, beta0 + gamma * step))
+    return Schedule(f"linear({beta0:g}, {gamma:g})", partial(_linear, beta0, gamma))
+
+
+def _linear(beta0: float, gamma: float, step: int) -> float:
+    return min(1.0, beta0 + gamma * step)
 
 
 def geometric(beta0: float = 0.2, gamma: float = 2e-4) -> Schedule:
     """1 - (1 - beta0) * (1 - gamma)^step: the distance to 1 shrinks by the factor 1 - gamma at each step."""
     _within("beta0", beta0, 0, 1)
     _within("gamma", gamma, 0, 1, open_low=beta0 < 1)
-    return Schedule(f"geometric({beta0:g}, {gamma:g})", lambda step: 1 - (1 - beta0) * (1 - gamma) ** step)
+    return Schedule(f"geometric({beta0:g}, {gamma:g})", partial(_geometric, beta0, gamma))
 
 
-def cyclical(n_steps: int = 40_000, cycles: int = 4, ratio: float = 0.5) -> Schedule:
-    """`cycles` times a linear rise from 0 to 1 over the fraction `ratio` of a cycle, then 1 (Fu et al. 2019).
+def _geometric(beta0: float, gamma: float, step: int) -> float:
+    return 1 - (1 - beta0) * (1 - gamma) ** step
 
-    1 after n_steps.
+
+#: How the value rises within a cycle, from the share of the rise that is over; of Fu et al. 2019 and its code. The
+#: sigmoid begins at .0025 and jumps from .9975 to 1.
+SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda share: share,
+    "sigmoid": lambda share: 1 / (1 + math.exp(6 - 12 * share)),
+    "cosine": lambda share: 0.5 - 0.5 * math.cos(math.pi * share),
+}
+
+
+def cyclical(n_steps: int = 40_000, cycles: int = 4, ratio: float = 0.5, shape: str = "linear") -> Schedule:
+    """`cycles` times a rise from 0 to 1 over the fraction `ratio` of a cycle, then 1 (Fu et al. 2019).
+
+    arXiv 1903.10145. The rise has a shape of `SHAPES`. 1 after n_steps.
     """
     if not 1 <= n_steps < math.inf:
         raise ValueError(f"n_steps must be a number of steps from 1, got {n_steps!r}")
     _within("cycles", cycles, 1, n_steps)
     _within("ratio", ratio, 0, 1, open_low=True)
+    if shape not in SHAPES:
+        raise ValueError(f"unknown shape {shape!r}: choose one of {', '.join(SHAPES)}")
+    name = f"cyclical({n_steps}, {cycles}, {ratio:g}{'' if shape == 'linear' else f', {shape}'})"
+    return Schedule(name, partial(_cyclical, n_steps, cycles, ratio, shape))
+
+
+def _cyclical(n_steps: int, cycles: int, ratio: float, shape: str, step: int) -> float:
     period = n_steps / cycles
+    share = 1.0 if step >= n_steps else (step % period) / (ratio * period)
+    return 1.0 if share >= 1 else SHAPES[shape](share)
 
-    def value(step: int) -> float:
-        return 1.0 if step >= n_steps else min(1.0, (step % period) / (ratio * period))
 
-    return Schedule(f"cyclical({n_steps}, {cycles}, {ratio:g})", value)
+def checked(schedule: Callable[[int], Any], n_steps: int, may_end_below_one: bool = False) -> Schedule:
+    """Any callable step -> number as a schedule of that many steps, looked at in every one of them.
+
+    Args:
+        schedule: called with 0 ... n_steps - 1, once each; later steps get the last value.
+        n_steps: how long training is.
+        may_end_below_one: warn of a last value below 1 instead of refusing it. With beta the model is then trained on
+            a weaker penalty than it is judged by, which may be meant; with alpha it would learn another target.
+
+    Raises ValueError, with the value and its step, where the schedule leaves [0, 1] or does not end at 1.
+    """
+    if not callable(schedule):
+        raise ValueError(f"schedule must be a function of the step, got {schedule!r}")
+    name = str(getattr(schedule, "name", None) or getattr(schedule, "__name__", type(schedule).__name__))
+    values = []
+    for step in range(n_steps):
+        value = float(schedule(step))
+        if not 0 <= value <= 1:
+            raise ValueError(f"schedule {name} must stay in [0, 1], got {value:g} at step {step:,}")
+        values.append(value)
+    if values and values[-1] < 1:
+        said = f"schedule {name} should end at 1, got {values[-1]:g} at step {n_steps - 1:,}, its last"
+        if not may_end_below_one:
+            raise ValueError(said.replace("should", "must"))
+        warnings.warn(said, stacklevel=2)
+    return Schedule(name, partial(_table, tuple(values)))
+
+
+def _table(values: tuple[float, ...], step: int) -> float:
+    return values[min(step, len(values) - 1)]
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from annealed_core import targets
 from annealed_core.earlier import FAULTS
-from annealed_core.schedules import SCHEDULES
+from annealed_core.fields import METHODS, refuse_unless_valid
+from annealed_core.schedules import SCHEDULES, Schedule, checked
 
-METHODS = {
-    "toy": ("elbo", "alpha", "iwae", "avo", "calibrated", "mixture"),
-    "mnist": ("vae", "hvi", "avo", "mixture", "planar", "householder", "iaf", "iwae"),
-}
-KERNELS = ("gated", "residual", "planar", "householder", "iaf", "spline")
-PATHS = ("linear", "geometric", "learned")
 _AVO = ("avo", "calibrated", "mixture")  # what follows a path
 _HIERARCHICAL = ("hvi", "avo", "mixture")  # chains of stochastic kernels on MNIST
 
@@ -60,125 +53,23 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "faults": (),
         "ema": 0.0,
         "iwae_samples": 5,
+        "decoder": "independent",
+        "anneals": "beta",
         "schedule": "linear",
         "beta0": 0.2,
         "gamma": 2e-4,
+        "cycles": 4,
+        "ratio": 0.5,
+        "shape": "linear",
+        "capacity": 25.0,
         "avo_weight": 0.2,
         "train_images": 50_000,
         "nll_samples": 100,
         "nll_images": 10_000,
         "bounds_images": 0,
+        "explored_images": 0,
     },
 }
-
-
-@dataclass(frozen=True)
-class _Field:
-    """What a field takes, in words, and the check of it."""
-
-    takes: str
-    check: Callable[[Any], bool]
-
-
-def _whole(low: int, high: float = math.inf) -> _Field:
-    takes = f"a whole number from {low}" + (f" to {high:,}" if high < math.inf else "")
-    return _Field(takes, lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high)
-
-
-def _real(low: float, high: float, open_low: bool = False, open_high: bool = False) -> _Field:
-    def check(value: Any) -> bool:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            return False
-        return (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
-
-    if high == math.inf:
-        return _Field(f"a number {'above' if open_low else 'from'} {low:g}", check)
-    return _Field(f"a number in {'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}", check)
-
-
-def _choice(*names: str) -> _Field:
-    return _Field("one of " + ", ".join(names), lambda v: v in names)
-
-
-def _is_selection(value: Any) -> bool:
-    """Whether it is a list of distinct faults."""
-    if not isinstance(value, list | tuple) or not all(isinstance(fault, str) for fault in value):
-        return False
-    return set(value) <= FAULTS.keys() and len(set(value)) == len(value)
-
-
-def _is_target(value: Any) -> bool:
-    if isinstance(value, str):
-        return value in targets.ENERGIES
-    dim = getattr(value, "dim", None)
-    return (
-        not isinstance(value, type) and callable(getattr(value, "log_prob", None)) and isinstance(dim, int) and dim > 0
-    )
-
-
-FIELDS: dict[str, _Field] = {
-    "experiment": _choice(*METHODS),
-    "method": _choice(*dict.fromkeys(name for methods in METHODS.values() for name in methods)),
-    "seed": _whole(0, 2**31 - 1),
-    "target": _Field(f"one of {', '.join(targets.ENERGIES)}, or an object with log_prob and dim", _is_target),
-    "kernel": _choice(*KERNELS),
-    "n_transitions": _whole(0, 1000),
-    "hidden": _whole(1),
-    "bins": _whole(2),
-    "steps": _whole(1),
-    "epochs": _whole(1),
-    "batch": _whole(2),
-    "lr": _real(0, math.inf, open_low=True),
-    "lr_schedule": _choice("constant", "cosine"),
-    "beta1": _real(0, 1, open_high=True),
-    "initialisation": _choice("default", "identity"),
-    "path": _choice(*PATHS),
-    "elbo_steps": _whole(0),
-    "warmup": _real(0, 1),
-    "iwae_samples": _whole(1),
-    "samples": _whole(2),
-    "latents": _whole(1),
-    "width": _whole(1),
-    "schedule": _choice(*[name for name in SCHEDULES if name != "cyclical"]),
-    "beta0": _real(0, 1),
-    "gamma": _real(0, 1, open_low=True),
-    "avo_weight": _real(0, 1),
-    "layers": _choice("plain", "gated"),
-    "base": _choice("encoder", "prior"),
-    "faults": _Field(f"a list of some of {', '.join(FAULTS)}", _is_selection),
-    "ema": _real(0, 1, open_high=True),
-    "train_images": _whole(2, 50_000),
-    "nll_samples": _whole(2),
-    "nll_images": _whole(1, 10_000),
-    "bounds_images": _Field("0, or a whole number from 2 to 10,000", lambda v: v != 1 and _whole(0, 10_000).check(v)),
-}
-
-#: Plural names under which notebooks take several values of a field.
-PLURALS = {"methods": "method", "seeds": "seed", "targets": "target", "kernels": "kernel", "schedules": "schedule"}
-
-
-def check_parameter(name: str, value: Any) -> None:
-    """Refuse an impossible value of a notebook's parameter with one line; names that are no field of Spec pass.
-
-    A plural (`methods`, `seeds`, `targets`, `kernels`, `schedules`) takes a list of values of its field.
-    Raises ValueError.
-    """
-    if name in PLURALS:
-        if not isinstance(value, list | tuple) or not value:
-            raise ValueError(f"{name} must be a list of at least one value, got {value!r}")
-        for each in value:
-            _refuse_unless_valid(PLURALS[name], each)
-        if len(set(value)) < len(value):
-            raise ValueError(f"{name} must differ from each other, got {value!r}")
-    elif name in FIELDS:
-        _refuse_unless_valid(name, value)
-
-
-def _refuse_unless_valid(name: str, value: Any) -> None:
-    field = FIELDS[name]
-    if not field.check(value):
-        kind = "unknown" if isinstance(value, str) and "one of" in field.takes else "impossible"
-        raise ValueError(f"{kind} {name} {value!r}: {name} takes {field.takes}")
 
 
 @dataclass(frozen=True)
@@ -215,10 +106,17 @@ class Spec:
         base: where the chain of "hvi", "avo" and "mixture" starts: from the "encoder"'s q_0(z | x) or the "prior".
         faults: which of the earlier report's faults to train with, see `earlier.FAULTS`.
         ema: decay of the moving average of the weights that is judged and kept; 0 for the weights themselves.
-        schedule, beta0, gamma: deterministic warm-up, see `schedules`.
+        decoder: of the pixels: "independent" given z, or "autoregressive": each given z and those before it.
+        anneals: what the schedule multiplies: "beta" all but the likelihood (deterministic warm-up), "alpha" the whole
+            energy log p(x, z), "capacity" the KL term's target (Burgess et al. 2018). AVO and IWAE take beta alone.
+        schedule: "constant" (1), "linear", "geometric", "cyclical", or any function of the step, see `schedules`.
+        beta0, gamma: where it starts, and what it rises by; of "linear" and "geometric".
+        cycles, ratio, shape: of "cyclical".
+        capacity: nats of KL that are aimed at in the end.
         train_images: how many of the 50,000 training images are used.
         nll_samples, nll_images: importance samples for each image, and how many test images, for the likelihood.
         bounds_images: test images whose likelihood is also taken by annealing, and bounded from both sides.
+        explored_images: test images over which it is measured how much the posterior explores, see `exploration`.
     """
 
     experiment: str
@@ -243,9 +141,15 @@ class Spec:
     samples: int | None = None
     latents: int | None = None
     width: int | None = None
-    schedule: str | None = None
+    decoder: str | None = None
+    anneals: str | None = None
+    schedule: Any = None
     beta0: float | None = None
     gamma: float | None = None
+    cycles: int | None = None
+    ratio: float | None = None
+    shape: str | None = None
+    capacity: float | None = None
     avo_weight: float | None = None
     train_images: int | None = None
     nll_samples: int | None = None
@@ -255,9 +159,10 @@ class Spec:
     faults: Any = None
     ema: float | None = None
     bounds_images: int | None = None
+    explored_images: int | None = None
 
     def __post_init__(self) -> None:
-        _refuse_unless_valid("experiment", self.experiment)
+        refuse_unless_valid("experiment", self.experiment)
         methods = METHODS[self.experiment]
         if self.method not in methods:
             raise ValueError(
@@ -273,7 +178,7 @@ class Spec:
                     kernel = f" with kernel {self.kernel!r}" if self.kernel not in (None, "gated") else ""
                     where = f"method {self.method!r}{kernel} of experiment {self.experiment!r}"
                     raise ValueError(f"{field.name} does not apply to {where}, got {value!r}")
-                _refuse_unless_valid(field.name, value)
+                refuse_unless_valid(field.name, value)
                 if field.type.startswith("float"):
                     object.__setattr__(self, field.name, float(value))
                 elif field.name == "faults":  # in one order, whatever the order they came in
@@ -294,6 +199,18 @@ class Spec:
         if lone and self.layers == "plain":
             alone = f"the last of {self.train_images} images would be alone in its batch"
             raise ValueError(f"impossible batch {self.batch}: {alone}, which batch normalisation can't take")
+        if self.experiment == "mnist":
+            self._refuse_unless_annealed()
+
+    def _refuse_unless_annealed(self) -> None:
+        """Look at the whole schedule."""
+        if self.schedule == "cyclical" and self.get("cycles") > self.n_steps:
+            raise ValueError(f"impossible cycles {self.cycles}: there are {self.n_steps:,} steps in all")
+        end = self.annealing(self.n_steps - 1)
+        if self.anneals in ("alpha", "capacity") and end < 1:
+            name = self.schedule if isinstance(self.schedule, str) else "given"
+            ends = f"it ends at {end:.3g} at step {self.n_steps - 1:,}"
+            raise ValueError(f"impossible schedule {name!r}: {ends}, and what anneals {self.anneals!r} must end at 1")
 
     def _defaults(self) -> dict[str, Any]:
         defaults = dict(DEFAULTS[self.experiment])
@@ -306,6 +223,11 @@ class Spec:
             unused |= set() if self.method in _HIERARCHICAL else {"initialisation", "base"}
             unused |= set() if self.method in _AVO else {"path", "faults"}
             unused |= set() if self.method == "iwae" else {"iwae_samples"}
+            unused |= {"anneals"} if self.method in (*_AVO, "iwae") else set()
+            unused |= set() if self.anneals == "capacity" else {"capacity"}
+            schedule = self.schedule or defaults["schedule"]
+            unused |= set() if schedule in ("linear", "geometric") else {"beta0", "gamma"}
+            unused |= set() if schedule == "cyclical" else {"cycles", "ratio", "shape"}
         if self.experiment == "toy":
             kernel = self.kernel or defaults["kernel"]
             unused |= set() if kernel in ("gated", "residual") else {"initialisation"}
@@ -314,9 +236,6 @@ class Spec:
             unused |= set() if self.method in _AVO else {"path", "elbo_steps"}
             unused |= set() if self.method == "alpha" else {"warmup", "beta0"}
             unused |= set() if self.method == "iwae" else {"iwae_samples"}
-        schedule = self.schedule or defaults.get("schedule")
-        if schedule == "constant":
-            unused |= {"beta0", "gamma"}
         return {name: value for name, value in defaults.items() if name not in unused}
 
     def get(self, name: str) -> Any:
@@ -332,13 +251,34 @@ class Spec:
         probe = object.__new__(Spec)
         for field in dataclasses.fields(Spec):
             object.__setattr__(probe, field.name, fields.get(field.name))
-        _refuse_unless_valid("experiment", probe.experiment)
+        refuse_unless_valid("experiment", probe.experiment)
         applies = {"experiment", "method", "seed", *probe._defaults()}
         return Spec(**{name: value for name, value in fields.items() if name in applies or name in changes})
 
     def fields(self) -> dict[str, Any]:
         """The fields that apply, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
+
+    @property
+    def n_steps(self) -> int:
+        """How many steps training takes."""
+        if self.experiment == "toy":
+            return int(self.get("steps"))
+        return int(self.get("epochs") * -(-self.get("train_images") // self.get("batch")))
+
+    @property
+    def annealing(self) -> Schedule:
+        """MNIST: the schedule that the fields describe; ValueError where a given one leaves [0, 1] or doesn't end at 1.
+
+        With beta, one that ends below 1 is warned of.
+        """
+        if self.schedule == "constant":
+            return SCHEDULES["constant"]()
+        if self.schedule == "cyclical":
+            return SCHEDULES["cyclical"](self.n_steps, self.cycles, self.ratio, self.shape)
+        if isinstance(self.get("schedule"), str):
+            return SCHEDULES[self.get("schedule")](self.beta0, self.gamma)
+        return checked(self.get("schedule"), self.n_steps, may_end_below_one=self.anneals in (None, "beta"))
 
     @property
     def target_object(self) -> Any:

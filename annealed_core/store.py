@@ -34,7 +34,7 @@ from annealed_core.targets import check_target
 
 PACKAGE = Path(__file__).parent
 _CHAINS = ("energies", "targets", "kernels", "fused", "stack", "chain", "objectives")
-_ALL = (*_CHAINS, "evidence", "spec", "experiment")
+_ALL = (*_CHAINS, "evidence", "fields", "spec", "experiment")
 _MNIST = ("flows", "schedules", "mnist", "earlier", "data", "vae", "likelihood", "inference", "folded", "ais", "moves")
 #: The modules whose code can change a result of each experiment.
 CODE = {
@@ -115,10 +115,13 @@ def _fingerprint(target: Any) -> str:
 
 
 def describe(spec: Any) -> dict[str, Any]:
-    """The spec as plain values; a target object is named by its class and its fingerprint."""
+    """The spec as plain values; a target object is named by its class and its fingerprint, a schedule by its values."""
     fields = spec.fields()
     if "target" in fields and not isinstance(spec.target, str):
         fields["target"] = f"{type(spec.target).__name__}:{_fingerprint(spec.target)[:16]}"
+    if not isinstance(fields.get("schedule", ""), str):
+        values = ",".join(repr(spec.annealing(step)) for step in range(spec.n_steps))
+        fields["schedule"] = f"{spec.annealing.name}:{hashlib.sha256(values.encode()).hexdigest()[:16]}"
     return fields
 
 

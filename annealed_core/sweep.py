@@ -75,11 +75,13 @@ def stacks(specs: Sequence[Spec], processes: int) -> list[list[Spec]]:
 
 
 def _travels(spec: Spec) -> bool:
-    """Whether a worker process can be given that spec: a target defined in a notebook can't be."""
-    if isinstance(spec.target, str | None):
+    """Whether a worker process can be given that spec: a target or schedule defined in a notebook can't be."""
+    own = [each for each in (spec.target, spec.schedule) if not isinstance(each, str | None)]
+    if not own:
         return True
+    homes = [getattr(each, "__module__", "") for each in own] + [type(each).__module__ for each in own]
     try:
-        return type(spec.target).__module__ != "__main__" and bool(pickle.dumps(spec))
+        return "__main__" not in homes and bool(pickle.dumps(spec))
     except Exception:  # whatever a user's class does when it is pickled
         return False
 

@@ -28,10 +28,11 @@ from torch.distributions import Bernoulli, Normal
 from torch.utils.data import DataLoader, Subset
 
 from annealed_core import data, evidence, objectives
+from annealed_core.fields import METHODS
 from annealed_core.kernels import linear
 from annealed_core.mnist import Mnist, auto_encoder, images
 from annealed_core.results import machine, versions
-from annealed_core.spec import METHODS, Spec
+from annealed_core.spec import Spec
 from annealed_core.system import cores, keep_memory
 from annealed_core.vae import PIXELS
 

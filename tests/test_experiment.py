@@ -14,8 +14,9 @@ import torch
 
 from annealed_core import data, experiment, mnist
 from annealed_core.experiment import Run, TrainingError, find, run
+from annealed_core.fields import METHODS
 from annealed_core.mnist import Mnist
-from annealed_core.spec import METHODS, Spec
+from annealed_core.spec import Spec
 from annealed_core.store import Folder
 from annealed_core.toys import Toys
 from annealed_core.vae import VAE

@@ -355,3 +355,31 @@ def test_a_failure_is_part_of_a_checkpoint():
 def test_a_single_image_has_a_likelihood_and_no_active_units(store):
     metrics = run(BASE.replace(method="vae", nll_images=1, epochs=1)).metrics
     assert math.isfinite(metrics["nll"]) and metrics["active_units"] is None and metrics["nll_se"] is None
+
+
+@pytest.mark.parametrize("anneals", ["alpha", "capacity"])
+def test_what_is_annealed_is_what_the_spec_says(anneals):
+    spec = BASE.replace(method="hvi", schedule=half, anneals=anneals)
+    spec = spec.replace(capacity=20.0) if anneals == "capacity" else spec
+    problem, x = moved(spec)
+    torch.manual_seed(1)
+    chain, joint = problem.network.posterior(x), problem.network.joint(x)
+    expected = {"alpha": (objectives.alpha_elbo, 0.5), "capacity": (objectives.capacity_elbo, 10.0)}[anneals]
+    wanted = expected[0](chain, joint, expected[1])
+    torch.testing.assert_close(values_at(problem, x), wanted)
+    whole = values_at(problem, x, step=1)  # then the schedule is at 1
+    torch.manual_seed(1)
+    wanted = objectives.elbo(chain, joint) if anneals == "alpha" else objectives.capacity_elbo(chain, joint, 20.0)
+    torch.testing.assert_close(whole, wanted)
+
+
+def half(step):
+    return 0.5 if step == 0 else 1.0
+
+
+def test_schedules_are_compared_with_the_same_optimiser_rate_and_data():
+    made = [BASE.replace(schedule=name) for name in ("constant", "linear", "geometric", "cyclical")]
+    given = [(s.lr, s.lr_schedule, s.beta1, s.batch, s.seed) for s in made]
+    assert len(set(given)) == 1
+    firsts = [next(data.batches(p.train, 50, p.generator, True, True)) for p in (Mnist([s]) for s in made)]
+    assert all(torch.equal(first, firsts[0]) for first in firsts)

@@ -8,7 +8,7 @@ from torch import nn
 
 from annealed_core.chain import Chain
 from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair
-from annealed_core.objectives import alpha_elbo, avo, avo_steps, beta_elbo, calibrated_avo, elbo, iwae
+from annealed_core.objectives import alpha_elbo, avo, avo_steps, beta_elbo, calibrated_avo, capacity_elbo, elbo, iwae
 from annealed_core.targets import ENERGIES, linear_alphas
 from annealed_core.vae import VAE
 
@@ -325,6 +325,38 @@ def test_beta_one_is_the_elbo_and_beta_zero_the_likelihood():
     )
     likelihood = joint.log_likelihood(chain.rsample(noise=noise).z[-1])
     torch.testing.assert_close(beta_elbo(chain, joint, 0.0, noise=noise), likelihood, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_a_capacity_holds_the_mean_kl_from_both_sides(above):
+    vae, x = vae_and_images()
+    chain, joint = vae.posterior(x), vae.joint(x)
+    noise = chain.noise(3)
+    likelihood = beta_elbo(chain, joint, 0.0, noise=noise)
+    kl = (likelihood - elbo(chain, joint, noise=noise)).mean()
+    capacity = kl.item() - 0.5 if above else kl.item() + 0.5
+    values = capacity_elbo(chain, joint, capacity, noise=noise)
+    torch.testing.assert_close(values, likelihood - 0.5)
+    weights = list(vae.encoder.parameters())
+    found = torch.autograd.grad(values.mean(), weights, retain_graph=True)
+    expected = torch.autograd.grad(likelihood.mean() + (-kl if above else kl), weights)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_capacity_of_0_is_the_elbo():
+    vae, x = vae_and_images()
+    chain, joint = vae.posterior(x), vae.joint(x)
+    noise = chain.noise(3)
+    whole = elbo(chain, joint, noise=noise).mean()
+    torch.testing.assert_close(capacity_elbo(chain, joint, 0, noise=noise).mean(), whole)
+
+
+@pytest.mark.parametrize("capacity", [-1, float("nan"), float("inf")])
+def test_an_impossible_capacity_is_refused(capacity):
+    vae, x = vae_and_images()
+    with pytest.raises(ValueError, match=r"^capacity must be a number of nats from 0, got "):
+        capacity_elbo(vae.posterior(x), vae.joint(x), capacity)
 
 
 @every_energy

@@ -1,12 +1,14 @@
 """Schedules: the values of the sources, and what every schedule obeys."""
 
+import itertools
 import math
+import pickle
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from annealed_core.schedules import SCHEDULES, constant, cyclical, geometric, linear
+from annealed_core.schedules import SCHEDULES, SHAPES, checked, constant, cyclical, geometric, linear
 
 unit = st.floats(0, 1, allow_nan=False)
 steps = st.integers(0, 10**7)
@@ -44,6 +46,19 @@ def test_cyclical_has_the_values_of_its_paper():
     assert schedule(39_999) == schedule(40_000) == schedule(100_000) == 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "start", "quarter", "end"),
+    [("linear", 0, 0.25, 0.9998), ("sigmoid", 0.002473, 0.047426, 0.997521), ("cosine", 0, 0.146447, 1 - 1e-7)],
+)
+def test_cyclical_rises_in_the_shapes_of_its_paper(shape, start, quarter, end):
+    schedule = cyclical(40_000, 4, 0.5, shape)
+    values = [schedule(step) for step in range(20_000)]
+    assert (values[0], values[1250], values[4999]) == pytest.approx((start, quarter, end), abs=1e-5)
+    assert values[2500] == pytest.approx(0.5) and values[10_000:] == values[:10_000]
+    assert set(values[5000:10_000]) == {1.0}
+    assert all(a <= b for a, b in itertools.pairwise(values[:5000]))
+
+
 @pytest.mark.parametrize("step", [0, 1, 10**6])
 def test_constant_is_the_same_at_every_step(step):
     assert constant()(step) == 1 and constant(0.25)(step) == 0.25
@@ -58,12 +73,18 @@ def test_warm_up_rises_from_beta0_and_stays_in_0_1(make, beta0, gamma, step, lat
     assert schedule(step) <= schedule(step + later) + 1e-12
 
 
-@given(n_steps=st.integers(1, 10**6), cycles=st.integers(1, 1000), ratio=st.floats(1e-3, 1), step=steps)
-def test_cyclical_stays_in_0_1_begins_at_0_and_ends_at_1(n_steps, cycles, ratio, step):
+@given(
+    n_steps=st.integers(1, 10**6),
+    cycles=st.integers(1, 1000),
+    ratio=st.floats(1e-3, 1),
+    shape=st.sampled_from(list(SHAPES)),
+    step=steps,
+)
+def test_cyclical_stays_in_0_1_begins_near_0_and_ends_at_1(n_steps, cycles, ratio, shape, step):
     assume(cycles <= n_steps)
-    schedule = cyclical(n_steps, cycles, ratio)
+    schedule = cyclical(n_steps, cycles, ratio, shape)
     assert 0 <= schedule(step) <= 1
-    assert schedule(0) == 0 and schedule(n_steps) == schedule(n_steps + step) == 1
+    assert schedule(0) == (SHAPES[shape](0)) < 0.003 and schedule(n_steps) == schedule(n_steps + step) == 1
 
 
 @given(value=unit, step=steps)
@@ -113,3 +134,51 @@ def test_schedules_are_found_by_name_and_say_how_they_were_made():
     assert {"constant": constant, "linear": linear, "geometric": geometric, "cyclical": cyclical} == SCHEDULES
     assert str(linear(0.2, 2e-4).name) == "linear(0.2, 0.0002)"
     assert cyclical().name == "cyclical(40000, 4, 0.5)"
+
+
+def test_an_unknown_shape_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"^unknown shape 'square': choose one of linear, sigmoid, cosine$"):
+        cyclical(shape="square")
+
+
+@pytest.mark.parametrize("make", SCHEDULES.values())
+def test_schedules_go_to_other_processes(make):
+    assert [pickle.loads(pickle.dumps(make()))(step) for step in range(5)] == [make()(step) for step in range(5)]
+
+
+def test_any_callable_is_looked_at_once_in_every_step_and_holds_its_last_value():
+    asked = []
+
+    def rising(step):
+        asked.append(step)
+        return step / 9
+
+    schedule = checked(rising, 10)
+    assert [schedule(step) for step in (0, 3, 9, 10, 10**6)] == [0, 3 / 9, 1, 1, 1]
+    assert asked == list(range(10)) and schedule.name == "rising"
+    assert checked(linear(0.5, 0.5), 3).name == "linear(0.5, 0.5)"
+
+
+@given(n_steps=st.integers(1, 50), at=st.integers(0, 49), value=st.one_of(outside, st.sampled_from([math.inf, -1.0])))
+def test_a_callable_that_leaves_0_1_is_refused_with_value_and_step(n_steps, at, value):
+    schedule = lambda step: value if step == at else 1
+    if at >= n_steps:
+        checked(schedule, n_steps)
+        return
+    with pytest.raises(ValueError, match=r"^schedule <lambda> must stay in \[0, 1\], got ") as refusal:
+        checked(schedule, n_steps)
+    assert str(refusal.value).endswith(f"{value:g} at step {at}")
+
+
+@given(end=st.floats(0, 0.999), n_steps=st.integers(1, 50))
+def test_a_callable_that_ends_below_1_is_refused_or_warned_of_with_value_and_step(end, n_steps):
+    said = rf"got {end:g} at step {n_steps - 1}, its last$".replace("+", r"\+")
+    with pytest.raises(ValueError, match="^schedule <lambda> must end at 1, " + said):
+        checked(lambda step: end, n_steps)
+    with pytest.warns(UserWarning, match="^schedule <lambda> should end at 1, " + said):
+        assert checked(lambda step: end, n_steps, may_end_below_one=True)(n_steps) == end
+
+
+def test_what_is_no_function_is_no_schedule():
+    with pytest.raises(ValueError, match=r"^schedule must be a function of the step, got 0.5$"):
+        checked(0.5, 10)

@@ -11,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annealed_core.earlier import FAULTS
-from annealed_core.spec import DEFAULTS, FIELDS, METHODS, Spec, check_parameter
+from annealed_core.fields import FIELDS, METHODS, check_parameter
+from annealed_core.spec import DEFAULTS, Spec
 
 TOY_METHODS = "elbo, alpha, iwae, avo, calibrated, mixture"
 MNIST_METHODS = ", ".join(METHODS["mnist"])
 ENERGIES = "A, B, C, D, E, F, ring8, gmm40, funnel, many_well"
 every_method = pytest.mark.parametrize(("experiment", "method"), [(e, m) for e, ms in METHODS.items() for m in ms])
-WHOLE = ["n_transitions", "hidden", "steps", "epochs", "batch", "samples", "latents", "width", "seed"]
+WHOLE = ["n_transitions", "hidden", "steps", "epochs", "batch", "samples", "latents", "width", "seed", "cycles"]
 WHOLE += ["train_images", "nll_samples", "nll_images"]
-REAL = ["lr", "beta1", "beta0", "gamma", "avo_weight"]
+REAL = ["lr", "beta1", "beta0", "gamma", "avo_weight", "ratio"]
 
 
 class Bowl:
@@ -32,9 +33,14 @@ class Bowl:
 
 
 def make(**fields):
-    """An AVO spec of the experiment to which the fields apply."""
+    """An AVO spec, or a VAE's where AVO has no such field, of the experiment to which the fields apply."""
     toy = set(fields) & {"target", "steps", "samples"}
-    return Spec(**{"experiment": "toy" if toy else "mnist", "method": "avo", **fields})
+    own = {"experiment": "toy" if toy else "mnist", "method": "vae" if "anneals" in fields else "avo"}
+    own |= {"schedule": "cyclical"} if set(fields) & {"cycles", "ratio", "shape"} else {}
+    return Spec(**{**own, **fields})
+
+
+SCHEDULED = "one of constant, linear, geometric, cyclical, or a function of the step"
 
 
 BAD = [
@@ -75,7 +81,19 @@ BAD = [
     ({"beta1": 1.0}, "impossible beta1 1.0: beta1 takes a number in [0, 1)"),
     ({"avo_weight": 1.5}, "impossible avo_weight 1.5: avo_weight takes a number in [0, 1]"),
     ({"beta0": -0.1}, "impossible beta0 -0.1: beta0 takes a number in [0, 1]"),
-    ({"schedule": "cosine"}, "unknown schedule 'cosine': schedule takes one of constant, linear, geometric"),
+    (
+        {"schedule": "cosine"},
+        f"unknown schedule 'cosine': schedule takes {SCHEDULED}",
+    ),
+    ({"anneals": "gamma"}, "unknown anneals 'gamma': anneals takes one of beta, alpha, capacity"),
+    ({"shape": "square"}, "unknown shape 'square': shape takes one of linear, sigmoid, cosine"),
+    ({"decoder": "pixelcnn"}, "unknown decoder 'pixelcnn': decoder takes one of independent, autoregressive"),
+    ({"ratio": 0}, "impossible ratio 0: ratio takes a number in (0, 1]"),
+    (
+        {"explored_images": 9},
+        "impossible explored_images 9: explored_images takes 0, or a whole number from 10 to 2,000",
+    ),
+    ({"bounds_images": 1}, "impossible bounds_images 1: bounds_images takes 0, or a whole number from 2 to 10,000"),
     ({"initialisation": "zero"}, "unknown initialisation 'zero': initialisation takes one of default, identity"),
     ({"n_transitions": 0}, "impossible n_transitions 0: method 'avo' takes at least 1"),
 ]
@@ -137,6 +155,59 @@ def test_a_constant_schedule_takes_no_parameters(field):
         Spec(experiment="mnist", method="vae", schedule="constant", **{field: 0.5})
 
 
+@pytest.mark.parametrize("field", ["cycles", "ratio", "shape"])
+def test_a_schedule_that_only_rises_takes_no_cycles(field):
+    with pytest.raises(ValueError, match=f"^{field} does not apply"):
+        Spec("mnist", "vae", **{field: DEFAULTS["mnist"][field]})
+
+
+def test_a_cyclical_schedule_has_its_cycles_over_all_of_training():
+    spec = Spec("mnist", "vae", schedule="cyclical", epochs=4, train_images=6400, batch=64, cycles=2, ratio=0.25)
+    assert spec.n_steps == 400
+    values = [spec.annealing(step) for step in range(400)]
+    assert values[:200] == values[200:] == [min(1, step / 50) for step in range(200)]
+    assert spec.annealing(400) == 1
+    assert spec.replace(shape="cosine").annealing(25) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match=r"^impossible cycles 401: there are 400 steps in all"):
+        spec.replace(cycles=401)
+
+
+def half_way(step):
+    return min(1.0, 0.5 + step / 100)
+
+
+def test_any_function_of_the_step_is_a_schedule():
+    spec = Spec("mnist", "vae", schedule=half_way, train_images=640, epochs=10)
+    assert [spec.annealing(step) for step in (0, 10, 50, 99, 1000)] == [0.5, 0.6, 1, 1, 1]
+    assert spec.beta0 is None and spec.replace(seed=1).schedule is half_way
+
+
+def test_a_function_that_leaves_0_1_or_does_not_end_at_1_is_refused_or_warned_of_at_construction():
+    few = {"train_images": 640, "epochs": 10}
+    with pytest.raises(ValueError, match=r"^schedule <lambda> must stay in \[0, 1\], got 1.01 at step 51$"):
+        Spec("mnist", "vae", schedule=lambda step: 0.5 + step / 100, **few)
+    with pytest.warns(UserWarning, match=r"^schedule half_way should end at 1, got 0.59 at step 9, its last$"):
+        Spec("mnist", "vae", schedule=half_way, train_images=640, epochs=1)
+    for anneals in ("alpha", "capacity"):
+        with pytest.raises(ValueError, match=r"^schedule half_way must end at 1, got 0.59 at step 9, its last$"):
+            Spec("mnist", "vae", schedule=half_way, anneals=anneals, train_images=640, epochs=1)
+        with pytest.raises(ValueError, match=r"^impossible schedule 'linear': it ends at 0.218 at step 9, and what "):
+            Spec("mnist", "vae", anneals=anneals, gamma=2e-3, train_images=640, epochs=1)
+
+
+@pytest.mark.parametrize("method", ["avo", "mixture", "iwae"])
+def test_avo_and_iwae_are_annealed_by_beta_alone(method):
+    with pytest.raises(ValueError, match=r"^anneals does not apply"):
+        Spec("mnist", method, anneals="beta")
+
+
+def test_a_capacity_is_for_what_anneals_it():
+    assert Spec("mnist", "vae", anneals="capacity").capacity == 25
+    with pytest.raises(ValueError, match=r"^capacity does not apply"):
+        Spec("mnist", "vae", capacity=20)
+
+
+CYCLES = {"cycles", "ratio", "shape", "capacity"}  # only with another schedule
 CHAIN, ANNEALED = {"initialisation", "base"}, {"avo_weight", "path", "faults"}  # what only some use on MNIST
 #: What only some methods or kernels use.
 FLOWS, PATH, MIXED, ALPHA, IWAE = (
@@ -198,14 +269,14 @@ def test_fields_that_are_not_given_have_the_defaults_of_the_experiment(experimen
             ("toy", "avo"): FLOWS | MIXED | ALPHA | IWAE,
             ("toy", "calibrated"): FLOWS | ALPHA | IWAE,
             ("toy", "mixture"): FLOWS | ALPHA | IWAE,
-            ("mnist", "vae"): {"n_transitions", "hidden"} | CHAIN | ANNEALED | IWAE,
-            ("mnist", "iwae"): {"n_transitions", "hidden"} | CHAIN | ANNEALED,
-            ("mnist", "planar"): {"hidden"} | CHAIN | ANNEALED | IWAE,
-            ("mnist", "householder"): {"hidden"} | CHAIN | ANNEALED | IWAE,
-            ("mnist", "iaf"): CHAIN | ANNEALED | IWAE,
-            ("mnist", "hvi"): ANNEALED | IWAE,
-            ("mnist", "avo"): IWAE,
-            ("mnist", "mixture"): IWAE,
+            ("mnist", "vae"): {"n_transitions", "hidden"} | CHAIN | ANNEALED | IWAE | CYCLES,
+            ("mnist", "iwae"): {"n_transitions", "hidden"} | CHAIN | ANNEALED | CYCLES | {"anneals"},
+            ("mnist", "planar"): {"hidden"} | CHAIN | ANNEALED | IWAE | CYCLES,
+            ("mnist", "householder"): {"hidden"} | CHAIN | ANNEALED | IWAE | CYCLES,
+            ("mnist", "iaf"): CHAIN | ANNEALED | IWAE | CYCLES,
+            ("mnist", "hvi"): ANNEALED | IWAE | CYCLES,
+            ("mnist", "avo"): IWAE | CYCLES | {"anneals"},
+            ("mnist", "mixture"): IWAE | CYCLES | {"anneals"},
         }[experiment, method]
     )
 
@@ -340,7 +411,11 @@ def test_check_parameter_takes_what_is_possible(name, value):
             ["avo", "flow"],
             f"unknown method 'flow': method takes one of {TOY_METHODS}, vae, hvi, planar, householder, iaf",
         ),
-        ("schedules", ["cosine"], "unknown schedule 'cosine': schedule takes one of constant, linear, geometric"),
+        (
+            "schedules",
+            ["cosine"],
+            f"unknown schedule 'cosine': schedule takes {SCHEDULED}",
+        ),
     ],
 )
 def test_check_parameter_refuses_the_impossible_with_one_line(name, value, message):

@@ -249,6 +249,13 @@ def test_a_spec_is_described_in_plain_values():
     assert described["target"].startswith("Bowl:") and json.dumps(described)
 
 
+def test_a_schedule_of_ones_own_is_known_by_its_values():
+    few = {"experiment": "mnist", "method": "vae", "train_images": 640, "epochs": 1}
+    one, same, other = (Spec(**few, schedule=lambda step, at=at: float(step >= at)) for at in (3, 3.0, 4))
+    assert key(one) == key(same) != key(other)
+    assert describe(one)["schedule"].startswith("<lambda>:") and json.dumps(describe(one))
+
+
 def test_the_store_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("ANNEALED_STORE", str(tmp_path / "there"))
     assert root() == tmp_path / "there"

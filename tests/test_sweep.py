@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from annealed_core import experiment
+from annealed_core import experiment, schedules
 from annealed_core import sweep as sweep_function
 from annealed_core.experiment import TrainingError
 from annealed_core.spec import Spec
-from annealed_core.sweep import cores, sweep
+from annealed_core.sweep import _travels, cores, sweep
 
 SPECS = [
     Spec(
@@ -81,6 +81,12 @@ def test_a_target_that_cannot_travel_is_run_in_this_process(store, trained):
 
     specs = [SPECS[0].replace(target=Local(), seed=seed) for seed in (0, 1)]
     assert [r.spec for r in sweep(specs, processes=2)] == specs and trained == specs
+
+
+def test_a_schedule_travels_where_other_processes_can_find_it():
+    few = {"experiment": "mnist", "method": "vae", "train_images": 640, "epochs": 1}
+    assert all(_travels(Spec(**few, schedule=given)) for given in ("constant", schedules.linear(0.5, 0.1)))
+    assert not _travels(Spec(**few, schedule=lambda step: 1.0))
 
 
 @dataclass

@@ -8,8 +8,9 @@ import torch
 from annealed_core import experiment, judge, objectives, toys
 from annealed_core.chain import Chain
 from annealed_core.experiment import TrainingError, find, run
+from annealed_core.fields import KERNELS, METHODS
 from annealed_core.kernels import DiagonalGaussian
-from annealed_core.spec import KERNELS, METHODS, Spec
+from annealed_core.spec import Spec
 from annealed_core.store import Folder
 from annealed_core.sweep import stacks, sweep
 from annealed_core.targets import ENERGIES, Energy
