@@ -7,10 +7,12 @@ by 2e-4 a step, five transitions of hidden size 40 that start near the identity,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 from annealed_core.earlier import FAULTS
+from annealed_core.schedules import SHAPES
 from annealed_core.spec import Spec
 
 SEEDS = range(10)
@@ -137,6 +139,7 @@ def regime() -> list[Spec]:
         {"path": "geometric"},
         {"initialisation": "default"},
         {"schedule": "constant"},
+        {"schedule": "geometric"},
         {"n_transitions": 2},
         {"base": "prior", "hidden": 200},
         {"faults": ["decoder"]},
@@ -145,6 +148,59 @@ def regime() -> list[Spec]:
     return [spec for change in changes for spec in _mnist(range(2), method="avo", **shared, **change)] + [
         spec for change in unlike_hvi for spec in _mnist(range(2), method="hvi", **shared, **change)
     ]
+
+
+#: What the studies of schedules share: 3,130 steps, in which beta rises from 0.2 to 1 in two fifths of them.
+SHORT: dict[str, Any] = {"train_images": 20_000, "epochs": 10, "gamma": 6.4e-4, "nll_images": 5000}
+EXPLORED = 500
+
+
+def schedules() -> list[Spec]:
+    """Every schedule for VAE and HVI; with and without warm-up for the flows and AVO, along both of its paths."""
+    annealed: list[dict[str, Any]] = [{"schedule": "constant"}, {}]
+    others: list[dict[str, Any]] = [
+        {"schedule": "geometric", "gamma": 1.6e-3},
+        *[{"schedule": "cyclical", "shape": shape} for shape in SHAPES],
+        {"anneals": "alpha"},
+        {"anneals": "capacity"},
+    ]
+    plans: list[dict[str, Any]] = [{"method": m, **plan} for m in ("vae", "hvi") for plan in annealed + others]
+    plans += [{"method": m, **plan} for m in ("avo", "planar", "householder", "iaf") for plan in annealed]
+    plans += [{"method": "avo", "path": "geometric", **plan} for plan in annealed]
+    return [_short(seed, **plan) for plan in plans for seed in range(5)]
+
+
+def _short(seed: int, **fields: Any) -> Spec:
+    """A spec with what `SHORT` says of the fields that it has."""
+    shared = {**SHORT, "explored_images": EXPLORED, **fields}
+    if shared.get("schedule") in ("constant", "cyclical"):
+        del shared["gamma"]
+    return Spec(experiment="mnist", seed=seed, **shared)
+
+
+#: Where warm-up starts, and what is added at each of its 1,570 steps: it lasts all of training, a half, a fifth, or a
+#: twentieth of it where it starts at 0.
+GRID = {"beta0": (0.0, 0.2, 0.5, 0.8), "gamma": (6.4e-4, 1.28e-3, 3.2e-3, 1.28e-2)}
+
+
+def robustness() -> list[Spec]:
+    """A grid of warm-ups for five methods: which of them minds it."""
+    methods = ("vae", "hvi", "avo", "iaf", "householder")
+    shared: dict[str, Any] = {"batch": 128, "nll_images": 2000, "explored_images": 200}
+    return [
+        _short(seed, method=method, beta0=beta0, gamma=gamma, **shared)
+        for method in methods
+        for beta0, gamma in itertools.product(*GRID.values())
+        for seed in range(3)
+    ]
+
+
+def collapse() -> list[Spec]:
+    """A decoder that can do without z: with beta at 1, rising once, or rising four times; in each shape."""
+    shared: dict[str, Any] = {"method": "vae", "decoder": "autoregressive", "width": 200, "explored_images": EXPLORED}
+    plans: list[dict[str, Any]] = [{"schedule": "constant"}, {"beta0": 0.0}]
+    plans += [{"schedule": "cyclical", "shape": shape} for shape in SHAPES]
+    return [_short(seed, **shared, **plan) for plan in plans for seed in range(5)]
 
 
 #: The lines of the table of all methods: what the specs of each have in common, in the studies below.
@@ -185,7 +241,7 @@ MNIST_LINES: dict[str, dict[str, Any]] = {
 }
 
 _TOYS = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best)
-_MNIST = (mnist, long, anatomy, regime)
+_MNIST = (mnist, long, anatomy, regime, schedules, robustness, collapse)
 TOY_STUDIES: dict[str, Callable[[], list[Spec]]] = {study.__name__: study for study in _TOYS}
 STUDIES = TOY_STUDIES | {study.__name__: study for study in _MNIST}
 

@@ -19,8 +19,9 @@ def test_a_study_has_no_spec_twice_and_each_method_every_seed(name):
         key = tuple(sorted((k, v) for k, v in spec.fields().items() if k not in varied))
         groups.setdefault(key, set()).add(spec.seed)
     assert len({frozenset(seeds) for seeds in groups.values()}) == 1
-    enough = {"best": 5, "mnist": 3, "long": 3, "anatomy": 3, "regime": 2}.get(name, 10)
-    assert all(len(seeds) >= enough for seeds in groups.values())
+    enough = {"best": 5, "mnist": 3, "long": 3, "anatomy": 3, "regime": 2}
+    enough |= {"robustness": 3, "schedules": 5, "collapse": 5}
+    assert all(len(seeds) >= enough.get(name, 10) for seeds in groups.values())
 
 
 def test_studies_share_no_spec():
@@ -72,3 +73,21 @@ def test_what_the_long_study_compares_differs_in_the_method_alone():
 
 def test_what_the_regime_compares_trains_for_as_long_at_the_same_rate():
     assert len({(s.epochs, s.batch, s.lr, s.lr_schedule, s.layers, s.ema) for s in STUDIED["regime"]}) == 1
+
+
+def test_the_grid_crosses_every_start_with_every_slope_for_each_method():
+    settings = {}
+    for spec in STUDIED["robustness"]:
+        settings.setdefault(spec.method, set()).add((spec.beta0, spec.gamma))
+    assert len(settings) == 5 and len({frozenset(found) for found in settings.values()}) == 1
+    assert all(len(found) == 16 for found in settings.values())
+    assert all(spec.annealing(spec.n_steps) == 1 for spec in STUDIED["robustness"])
+
+
+@pytest.mark.parametrize("name", ["schedules", "robustness", "collapse"])
+def test_rival_schedules_differ_in_the_schedule_alone(name):
+    own = {"method", "seed", "schedule", "anneals", "beta0", "gamma", "cycles", "ratio", "shape", "capacity"}
+    own |= {"n_transitions", "hidden", "path", "avo_weight", "initialisation", "base", "faults"}  # of the methods
+    shared = [{k: v for k, v in spec.fields().items() if k not in own} for spec in STUDIED[name]]
+    assert all(each == shared[0] for each in shared)
+    assert {"lr", "lr_schedule", "beta1", "batch", "epochs", "train_images"} <= shared[0].keys()
