@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -159,3 +160,17 @@ def paired(ours: Sequence[Any], theirs: Sequence[Any], metric: str) -> Interval 
         values.append(by_seed)
     common = sorted(values[0].keys() & values[1].keys())
     return paired_difference([values[0][s] for s in common], [values[1][s] for s in common]) if common else None
+
+
+def spread(runs: Iterable[Any], metric: str) -> dict[int, float]:
+    """By seed, the standard deviation of a metric over all settings that were run with it.
+
+    Raises ValueError where seeds differ in their number of settings, or have fewer than two.
+    """
+    by_seed: dict[int, list[float]] = {}
+    for run in runs:
+        by_seed.setdefault(run.spec.seed, []).append(run.metrics[metric])
+    if len({len(values) for values in by_seed.values()}) > 1 or any(len(values) < 2 for values in by_seed.values()):
+        found = ", ".join(f"{len(values)} of seed {seed}" for seed, values in sorted(by_seed.items()))
+        raise ValueError(f"a spread needs as many settings of every seed, and two at least, got {found}")
+    return {seed: statistics.stdev(values) for seed, values in sorted(by_seed.items())}

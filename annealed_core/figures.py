@@ -108,6 +108,38 @@ def band(axes: Axes, x: Sequence[float], found: Sequence[Interval | None], metho
     )
 
 
+def heat_maps(
+    maps: Mapping[str, Sequence[Sequence[float]]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    labels: tuple[str, str, str],
+    width: float = 9.0,
+) -> Figure:
+    """One panel a method on a common scale, with the value in each cell, darker where larger.
+
+    Args:
+        maps: method -> values, rows from top to bottom.
+        rows, columns: what each stands for.
+        labels: of the vertical axis, of the horizontal axis and of the values.
+        width: in inches.
+    """
+    figure, axes = panels(1, len(maps), width, width / len(maps) * 1.05 + 0.5, sharey=True)
+    top = max(value for values in maps.values() for line in values for value in line)
+    for ax, (method, values) in zip(axes[0], maps.items(), strict=True):
+        image = ax.imshow(values, vmin=0, vmax=top, cmap="mako_r", aspect="auto")
+        for row, line in enumerate(values):
+            for column, value in enumerate(line):
+                shade = "white" if value > 0.5 * top else "black"
+                ax.text(column, row, f"{value:.1f}", ha="center", va="center", color=shade, fontsize="x-small")
+        ax.set_xticks(range(len(columns)), columns, fontsize="x-small")
+        ax.set_yticks(range(len(rows)), rows)
+        ax.set(title=NAMES.get(method, method), xlabel=labels[1])
+        ax.tick_params(length=0)
+    axes[0, 0].set_ylabel(labels[0])
+    figure.colorbar(image, ax=axes[0].tolist(), label=labels[2], shrink=0.8)
+    return figure
+
+
 def image_grid(rows: Mapping[str, Tensor], width: float = 9.0) -> Figure:
     """Rows of 28 x 28 images; label -> (n, 784) in [0, 1]."""
     n = len(next(iter(rows.values())))

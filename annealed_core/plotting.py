@@ -40,6 +40,7 @@ SCHEDULE_COLOURS: dict[str, Any] = {
 COLOURS |= {"quick": _PALETTE[7], "full": _PALETTE[0]}
 COLOURS |= SCHEDULE_COLOURS
 NAMES = {"elbo": "HVI, ELBO", "hvi": "HVI", "avo": "HVI-AVO", "vae": "VAE"}
+NAMES |= {"iaf": "IAF", "planar": "planar flow", "householder": "Householder flow"}
 NAMES |= {"iaf-elbo": "IAF, ELBO", "iaf-avo": "IAF-AVO"}
 
 

@@ -19,6 +19,7 @@ from annealed_core.comparison import (
     paired_difference,
     paired_shares,
     select,
+    spread,
     verdict,
 )
 
@@ -188,3 +189,20 @@ def test_shares_that_differ_in_most_pairs_differ():
     assert paired_shares([True] * 7 + [False] * 3, [False] * 10).low == -found.high
     with pytest.raises(ValueError, match="paired values must be equally many"):
         paired_shares([True], [])
+
+
+class Result:
+    def __init__(self, seed, nll):
+        self.spec, self.metrics = Spec("mnist", "vae", seed=seed), {"nll": nll}
+
+
+def test_the_spread_over_settings_is_taken_within_each_seed():
+    runs = [Result(seed, offset + nll) for seed, offset in ((1, 100), (0, 0)) for nll in (1, 2, 3)]
+    runs += [Result(2, nll) for nll in (1, 1, 4)]
+    assert spread(runs, "nll") == {0: 1, 1: 1, 2: pytest.approx(3**0.5)}
+
+
+@pytest.mark.parametrize("seeds", [(0, 0, 1), (0,)])
+def test_a_spread_of_too_few_settings_is_refused(seeds):
+    with pytest.raises(ValueError, match=r"^a spread needs as many settings of every seed, and two at least, got "):
+        spread([Result(seed, 1.0) for seed in seeds], "nll")

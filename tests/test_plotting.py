@@ -173,3 +173,14 @@ def test_image_grid_lays_images_side_by_side():
 def test_methods_have_colours_that_differ():
     colours = [plotting.COLOURS[name] for name in ("target", "elbo", "avo", "vae", "ais", "other")]
     assert len(set(map(str, colours))) == len(colours)
+
+
+def test_heat_maps_share_a_scale_and_write_each_value():
+    figure = figures.heat_maps(
+        {"vae": [[0.0, 1.0], [2.0, 0.5]], "hvi": [[4.0, 1.0], [0.0, 3.0]]}, ["0", "0.2"], ["a", "b"], ("y", "x", "nats")
+    )
+    first, second = figure.axes[:2]
+    assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 4)
+    assert [text.get_text() for text in first.texts] == ["0.0", "1.0", "2.0", "0.5"]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["0", "0.2"] and second.get_title("left") == "HVI"
+    plt.close(figure)
