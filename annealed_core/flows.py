@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
+from zuko.utils import unpack
 
 
 class _Coefficients(nn.Module):
@@ -38,8 +39,8 @@ class Planar(nn.Module):
     """z' = z + u tanh(w.z + b): squeezes or stretches along one direction (Rezende & Mohamed 2015, arXiv 1505.05770).
 
     Invertible because u is moved along w until u.w = softplus(c + log(e - 1)) - 1 > -1, where c is their product
-    before. The paper's appendix has softplus(c) - 1; shifted, a kernel with u = 0 is the identity. There is an
-    inverse, but no formula for it.
+    before. The paper's appendix has softplus(c) - 1; shifted, a kernel with u = 0 is the identity. The inverse has no
+    formula, but takes the root of an equation in one number, w.z.
 
     Args:
         dim: dimensions of z.
@@ -58,12 +59,42 @@ class Planar(nn.Module):
 
     def forward(self, z: Tensor, context: Tensor | None = None, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z: (*batch, dim) -> z_next (*batch, dim), log |1 + u.w (1 - tanh^2)| (*batch,) in nats."""
+        u, w, b, allowed = self._allowed(context)
+        bend = torch.tanh((w * z).sum(-1, keepdim=True) / self.scale + b)
+        return z + self.scale * u * bend, torch.log1p(allowed * (1 - bend.square())).squeeze(-1)
+
+    @torch.no_grad()
+    def inverse(self, z_next: Tensor, context: Tensor | None = None) -> Tensor:
+        """The z that came to z_next, both (*batch, dim); no gradient reaches it."""
+        u, w, b, _ = self._allowed(context)
+        # The product of the rounded u and w in double precision, not `allowed`, is what forward has made z_next with.
+        product, across = ((w.double() * each.double()).sum(-1, keepdim=True) for each in (u, z_next))
+        bend = torch.tanh(_unbend(across / self.scale + b, product.clamp_min(-1)))
+        return (z_next - self.scale * u * bend).to(z_next)
+
+    def _allowed(self, context: Tensor | None) -> tuple[Tensor, ...]:
+        """The u that is allowed, w, b, and u.w."""
         u, w, b = self.coefficients(context).split([self.dim, self.dim, 1], -1)
         product = (u * w).sum(-1, keepdim=True)
         allowed = softplus(product + math.log(math.e - 1)) - 1
-        u = u + (allowed - product) * w / w.square().sum(-1, keepdim=True)
-        bend = torch.tanh((w * z).sum(-1, keepdim=True) / self.scale + b)
-        return z + self.scale * u * bend, torch.log1p(allowed * (1 - bend.square())).squeeze(-1)
+        return u + (allowed - product) * w / w.square().sum(-1, keepdim=True), w, b, allowed
+
+
+def _unbend(bent: Tensor, product: Tensor) -> Tensor:
+    """The s with s + product * tanh(s) = bent, for product >= -1, all in double precision.
+
+    For s > 0 the left side is convex where product < 0 and concave where it is > 0. From an s that is too large there,
+    or too small here, Newton's steps cannot overshoot.
+    """
+    size = bent.abs()
+    s = torch.where(product > 0, torch.maximum(size - product, size / (1 + product)), size - product)
+    for _ in range(100):  # six are typical, sixty where product is -1 and bent 0
+        bend = torch.tanh(s)
+        step = (s + product * bend - size) / ((1 + product) - product * bend.square()).clamp_min(1e-300)
+        s = s - step
+        if (step.abs() <= 1e-15 * (1 + s)).all():
+            break
+    return s.copysign(bent)
 
 
 class Householder(nn.Module):
@@ -170,8 +201,47 @@ class _Autoregressive(nn.Module):
         return self.scale * z_next, log_ratio
 
     def inverse(self, z_next: Tensor, context: Tensor | None = None) -> Tensor:
-        """The z that came to z_next, both (*batch, dim)."""
-        return self.scale * self.transform(context).inv(z_next / self.scale)
+        """The z that came to z_next, both (*batch, dim).
+
+        Takes `dim` passes through the network where gradients are recorded, and the work of one where they are not.
+        """
+        if torch.is_grad_enabled() or z_next.shape[-1] == 1:
+            return self.scale * self.transform(context).inv(z_next / self.scale)
+        return self.scale * _inverse_in_one_pass(self.transform, z_next / self.scale, context)
+
+
+def _inverse_in_one_pass(transform: Any, z_next: Tensor, context: Tensor | None) -> Tensor:
+    """The inverse of the library's transform in two dimensions or more: each unit of its network is computed once.
+
+    Latents, and units of each layer, are sorted by how many latents must be known before them: those known are a slice.
+    """
+    dim, device = z_next.shape[-1], z_next.device
+    batch = z_next.shape[:-1] if context is None else torch.broadcast_shapes(z_next.shape[:-1], context.shape[:-1])
+    layers: list[Any] = [layer for layer in transform.hyper if isinstance(layer, nn.Linear)]
+    by_need, needs = transform.order.argsort(), torch.arange(1, dim + 1, device=device)
+    given = z_next.expand(*batch, dim).reshape(-1, dim).T[by_need]
+    units, weights, ends = [torch.empty_like(given)], [], [list(range(dim))]
+    for layer in layers:
+        weight, before, bias = layer.mask * layer.weight, by_need, layer.bias
+        needs = (layer.mask[:, before] * needs).amax(1)
+        if layer is layers[-1]:
+            needs = transform.order.repeat_interleave(transform.total)  # each latent's, all in their turn
+        if layer is layers[0] and context is not None:
+            bias = nn.functional.linear(context, weight[:, dim:], bias)
+        by_need = needs.argsort(stable=True)
+        needs = needs[by_need]
+        units.append(bias.expand(*batch, -1).reshape(len(given[0]), -1).T[by_need].contiguous())
+        weights.append(weight[by_need][:, before])
+        ends.append(torch.searchsorted(needs, torch.arange(dim, device=device), right=True).tolist())
+    for step in range(dim):
+        for depth, weight in enumerate(weights, 1):
+            fresh, known = slice(ends[depth][step - 1] if step else 0, ends[depth][step]), ends[depth - 1][step]
+            sums = units[depth][fresh].addmm_(weight[fresh, :known], units[depth - 1][:known])
+            if depth < len(weights):
+                sums.relu_()
+        univariate = transform.univariate(*unpack(sums.T, transform.shapes))
+        units[0][step] = univariate.inv(given[step])
+    return units[0][transform.order].T.reshape(*batch, dim)
 
 
 class InverseAutoregressive(_Autoregressive):

@@ -6,6 +6,8 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.func import functional_call, jacrev, stack_module_state, vmap
 
 from annealed_core import evidence
@@ -25,7 +27,6 @@ FLOWS = {
 every_flow = pytest.mark.parametrize("name", FLOWS)
 every_autoregressive = pytest.mark.parametrize("make", [InverseAutoregressive, Spline])
 every_scaled = pytest.mark.parametrize("make", [Planar, InverseAutoregressive, Spline])
-every_inverse = pytest.mark.parametrize("name", [name for name in FLOWS if not name.startswith("planar")])
 every_context = pytest.mark.parametrize("context_dim", [0, 5])
 every_dim = pytest.mark.parametrize("dim", [1, 2, 7])
 
@@ -61,7 +62,7 @@ def test_log_ratio_is_the_log_determinant_of_autograds_jacobian(name, dim, conte
         torch.testing.assert_close(log_ratio[row], torch.linalg.slogdet(jacobian.detach())[1], atol=1e-8, rtol=0)
 
 
-@every_inverse
+@every_flow
 @every_context
 @every_dim
 def test_inverse_takes_a_flow_back(name, dim, context_dim):
@@ -69,6 +70,65 @@ def test_inverse_takes_a_flow_back(name, dim, context_dim):
     z_next, _ = kernel(z, context)
     assert (z_next - z).abs().max() > 0.1
     torch.testing.assert_close(kernel.inverse(z_next, context), z, atol=1e-7, rtol=0)
+
+
+@every_flow
+@every_context
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 4, 6)])
+@pytest.mark.parametrize("dim", [1, 3])
+@torch.no_grad()
+def test_an_inverse_takes_any_batch_and_a_context_that_its_samples_share(name, context_dim, shape, dim):
+    kernel, z, context = flow(name, dim, context_dim), 3 * draw(*shape, dim), context_of(context_dim, 6)
+    torch.testing.assert_close(kernel.inverse(kernel(z, context)[0], context), z, atol=1e-7, rtol=0)
+    shared = z.select(-2, 0).unsqueeze(-2)  # the same z for all contexts
+    found = kernel.inverse(shared.expand((*shape, dim)), context)
+    torch.testing.assert_close(kernel(found, context)[0], shared.expand_as(found), atol=1e-7, rtol=0)
+
+
+@every_flow
+@torch.no_grad()
+def test_an_inverse_keeps_float32_and_comes_as_close_as_it_allows(name):
+    kernel, z, context = flow(name, 7, 5).float(), draw(200, 7).float(), draw(200, 5).float()
+    found = kernel.inverse(kernel(z, context)[0], context)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, z, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in FLOWS if name.startswith(("iaf", "spline"))])
+@pytest.mark.parametrize("hidden", [(), (3,), (40, 17), (8, 8, 8)])
+@every_context
+def test_the_inverse_in_one_pass_is_that_of_the_library(name, hidden, context_dim):
+    torch.manual_seed(0)
+    kernel = FLOWS[name].func(6, **FLOWS[name].keywords | {"hidden": hidden}, context_dim=context_dim).double()
+    z_next, context = draw(4, 9, 6), context_of(context_dim, 9)
+    slow = kernel.inverse(z_next, context)
+    with torch.no_grad():
+        torch.testing.assert_close(kernel.inverse(z_next, context), slow.detach(), atol=1e-10, rtol=0)
+    slow.sum().backward()
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in kernel.parameters())
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    product=st.floats(-40, 40),
+    length=st.floats(-3, 2).map(lambda power: 10.0**power),
+    offset=st.floats(-5, 5),
+    scale=st.floats(0.1, 20),
+)
+@torch.no_grad()
+def test_the_inverse_of_a_planar_flow_is_exact_however_strongly_it_bends(product, length, offset, scale):
+    torch.manual_seed(0)
+    kernel, w, across = Planar(3, scale=scale).double(), torch.nn.functional.normalize(draw(3), dim=0), draw(3)
+    across -= (across @ w) * w
+    w = length * w
+    kernel.coefficients.free.copy_(torch.cat([product * w / (w @ w) + across, w, torch.tensor([offset])]))
+    z = scale * torch.cat([4 * draw(100, 3), torch.linspace(-1.2, 1.2, 101).unsqueeze(-1) * (-offset * w / (w @ w))])
+    z_next, log_ratio = kernel(z)
+    rounding = 1e-13 * (z_next.abs().amax(-1) + z.abs().amax(-1) + scale * kernel._allowed(None)[0].abs().amax())
+    found = kernel.inverse(z_next)
+    assert (kernel(found)[0] - z_next).abs().amax(-1).le(rounding).all()
+    # What the flow has pressed together by a factor comes back with a rounding that is larger by as much.
+    assert (found - z).abs().amax(-1).le(rounding * (1 + (-log_ratio).exp())).all()
 
 
 @every_flow
@@ -81,7 +141,7 @@ def test_a_density_pulled_back_through_a_flow_integrates_to_one(name):
     assert float(density.exp().sum() * area) == pytest.approx(1, abs=0.01)
 
 
-@every_inverse
+@every_flow
 @torch.no_grad()
 def test_a_density_pushed_through_a_flow_integrates_to_one(name):
     kernel = flow(name, 2)
@@ -242,6 +302,16 @@ def test_a_planar_flow_is_the_formula_of_the_paper():
     z_next, log_ratio = kernel(z)
     torch.testing.assert_close(z_next, z + h.unsqueeze(-1) * u)
     torch.testing.assert_close(log_ratio, (1 + (1 - h**2) * (u @ w)).abs().log())
+
+
+@torch.no_grad()
+def test_the_inverse_of_a_planar_flow_where_it_presses_all_to_one_point():
+    kernel = Planar(2).double()
+    kernel.coefficients.free.copy_(torch.tensor([-60.0, 0.0, 1.0, 0.0, 0.0]))  # u.w is -1 to double precision
+    z_next = torch.tensor([[0.0, 1.0], [1e-9, 0.0], [-0.3, 2.0], [50.0, 0.0]], dtype=torch.float64)
+    found = kernel.inverse(z_next)
+    torch.testing.assert_close(kernel(found)[0], z_next, atol=1e-14, rtol=1e-14)
+    assert found[1, 0] == pytest.approx(3e-9 ** (1 / 3), rel=1e-5) and found[0, 0].abs() < 1e-5
 
 
 @pytest.mark.parametrize("w", [[1e-3, 0.0], [1.0, -2.0]])
