@@ -72,15 +72,19 @@ class AggregateKL:
         mean_kl: E_x KL(q(z | x) || p(z)).
         mutual_information: I(x; z) under q, at most log n_images.
         aggregate_kl: KL(q(z) || p(z)), where q(z) is the mean of q(z | x) over the given images.
-        mean_kl_se, mutual_information_se, aggregate_kl_se: standard errors over images; NaN for one image.
+        aggregate_entropy: -E log q(z).
+        mean_kl_se, mutual_information_se, aggregate_kl_se, aggregate_entropy_se: standard errors over images; NaN for
+            one image.
     """
 
     mean_kl: float
     mutual_information: float
     aggregate_kl: float
+    aggregate_entropy: float
     mean_kl_se: float
     mutual_information_se: float
     aggregate_kl_se: float
+    aggregate_entropy_se: float
 
 
 @torch.no_grad()
@@ -91,56 +95,79 @@ def aggregate_kl(model: Any, x: Tensor, n_samples: int = 1, n_reverse: int = 4) 
     I(x; z) lower, than for all there are. Where the information comes near its ceiling of log n_images, the images are
     too few to tell, and `aggregate_kl` is little more than `mean_kl` - log n_images.
 
-    A chain with kernels has no closed form for q(z_T | x). It is estimated by importance sampling of the states before
-    z_T from the chain's own reverse kernels, and for the image that z_T was drawn for, the states that led there count
-    as one more draw (Sobolev & Vetrov 2019, arXiv 1911.03587). `mean_kl` is then an upper bound in expectation: at most
-    the KL term of the ELBO, and the closer to KL(q(z_T | x) || p) the larger `n_reverse`.
+    Flows give q(z_T | x) exactly: each z_T is taken back through the flows of every image. A chain of pairs of
+    Gaussians has no closed form for it. It is estimated by importance sampling of the states before z_T from the
+    chain's own reverse kernels, and for the image that z_T was drawn for, the states that led there count as one more
+    draw (Sobolev & Vetrov 2019, arXiv 1911.03587). `mean_kl` is then an upper bound in expectation: at most the KL term
+    of the ELBO, and the closer to KL(q(z_T | x) || p) the larger `n_reverse`.
 
     Args:
         model, x: as for `likelihood.importance_sampling`.
         n_samples: drawn from the posterior of each image.
-        n_reverse: draws of the reverse kernels for each sample and each image; without kernels it doesn't matter.
+        n_reverse: draws of the reverse kernels for each sample and each image; without them it doesn't matter.
 
-    Takes n_samples * n_images^2 densities, with kernels n_reverse as many transitions. Raises ValueError for kernels
-    that are not pairs of Gaussians too, such as flows.
+    Takes n_samples * n_images^2 densities, with flows as many transitions back, with pairs n_reverse times as many.
+    Raises ValueError for kernels that are neither all pairs of Gaussians nor all flows too.
     """
     check_whole(n_samples=n_samples, n_reverse=n_reverse)
     chain = posterior_of(model, x)
-    for kernel in cast(Sequence[Any], chain.kernels):
-        if not (hasattr(kernel, "forwards") and hasattr(kernel, "reverse")):
-            raise ValueError(f"model must have pairs of Gaussians as kernels, got {type(kernel).__name__}")
+    kind = _kind(chain)
     trajectory = chain.rsample(n_samples)
     z, log_path = trajectory.z[-1].flatten(0, 1), (trajectory.log_q0 - trajectory.log_ratios.sum(0)).flatten()
     image = torch.arange(len(x), device=z.device).repeat(n_samples)
     own, aggregate = [], []
-    # Of a kernel's networks several values a latent are held at a time.
-    pairs_at_a_time = WEIGHTS // (n_reverse * 4 * z.shape[-1]) if len(chain) else WEIGHTS
-    for rows in slices(len(z), pairs_at_a_time // len(x)):
+    # For each pair of z and image: what a flow's network takes, or several values a latent of the pairs' networks.
+    context_dim = 0 if chain.context is None else chain.context.shape[-1]
+    values = {"base": 1, "flows": z.shape[-1] + context_dim, "pairs": n_reverse * 4 * z.shape[-1]}[kind]
+    for rows in slices(len(z), WEIGHTS // values // len(x)):
         column = image[rows].unsqueeze(1)
         pairs = _log_densities(chain, z[rows], n_reverse)
-        if len(chain):
+        if kind == "flows":  # exactly as it was drawn, without the rounding of the way back
+            pairs.scatter_(1, column, log_path[rows, None].double())
+        elif kind == "pairs":
             with_path = torch.logaddexp(pairs.gather(1, column) + math.log(n_reverse), log_path[rows, None].double())
             pairs.scatter_(1, column, with_path - math.log(n_reverse + 1))
         own.append(pairs.gather(1, column).squeeze(1))
         aggregate.append(torch.logsumexp(pairs, 1) - math.log(len(x)))
     log_own, log_aggregate = torch.cat(own), torch.cat(aggregate)
     log_prior = DiagonalGaussian(torch.zeros_like(z[0]), torch.ones_like(z[0])).log_prob(z).double()
-    terms = (log_own - log_prior, log_own - log_aggregate, log_aggregate - log_prior)
+    terms = (log_own - log_prior, log_own - log_aggregate, log_aggregate - log_prior, -log_aggregate)
     means, errors = zip(*(mean_and_error(term.unflatten(0, (n_samples, -1)).mean(0)) for term in terms), strict=True)
     return AggregateKL(*means, *errors)
 
 
+def _kind(chain: Chain) -> str:
+    """What q(z_T | x) is made of: the "base" alone, "flows" or "pairs" of Gaussians."""
+    kernels = list(cast(Sequence[Any], chain.kernels))
+    if not kernels:
+        return "base"
+    for kind, needed in (("flows", ("inverse",)), ("pairs", ("forwards", "reverse"))):
+        if all(hasattr(kernel, name) for kernel in kernels for name in needed):
+            return kind
+    found = ", ".join(dict.fromkeys(type(kernel).__name__ for kernel in kernels))
+    raise ValueError(f"model must have kernels that are all flows or all pairs of Gaussians, got {found}")
+
+
 def _log_densities(chain: Chain, z: Tensor, n_reverse: int) -> Tensor:
     """Log q(z_T | x) in nats of each z (rows, latents) for each image, in double precision: (rows, n_images)."""
-    if not len(chain):
+    kind = _kind(chain)
+    if kind == "base":
         # The square is written out so that all pairs are one product: double precision bears the cancellation.
         loc, scale, z = chain.base.loc.double(), chain.base.scale.double(), z.double()
         precision = scale.square().reciprocal()
         constant = (-0.5 * loc.square() * precision - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
         return torch.cat([z.square(), z], 1) @ torch.cat([-0.5 * precision, loc * precision], 1).T + constant
+    backwards = list(cast(Sequence[Any], chain.kernels))[::-1]
+    if kind == "flows":
+        state = z.unsqueeze(1).expand(-1, len(chain.base.loc), -1)
+        log_volume = torch.zeros_like(state[..., 0])
+        for kernel in backwards:
+            state = kernel.inverse(state, chain.context)
+            log_volume = log_volume + kernel(state, chain.context)[1]
+        return (chain.base.log_prob(state) - log_volume).double()
     state = z.unsqueeze(1).expand(n_reverse, -1, len(chain.base.loc), -1)
     log_ratio = torch.zeros_like(state[..., 0])
-    for kernel in reversed(list(cast(Sequence[Any], chain.kernels))):
+    for kernel in backwards:
         loc, scale = kernel.reverse(state, chain.context)
         noise = torch.randn_like(loc)
         before = loc + scale * noise

@@ -1,15 +1,26 @@
 """Inference gaps, aggregate posteriors and active units against auto-encoders for which they are known."""
 
+import copy
 import math
+from functools import partial
 
 import pytest
 import torch
 from linear_gaussian import FLOAT, LinearGaussian, correlated, orthogonal
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
+from torch.distributions import (
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    kl_divergence,
+)
+from torch.func import jacrev
 
-from annealed_core import inference
-from annealed_core.flows import Planar
-from annealed_core.kernels import GatedGaussianPair, normal_log_prob
+from annealed_core import evidence, inference
+from annealed_core.chain import Chain
+from annealed_core.flows import Householder, HouseholderSequence, InverseAutoregressive, Planar, Spline
+from annealed_core.kernels import GatedGaussianPair, Metropolis, normal_log_prob
 from annealed_core.vae import VAE
 
 
@@ -191,6 +202,157 @@ def test_with_kernels_the_aggregate_is_the_mixture_of_their_marginals(monkeypatc
     assert found.mutual_information == pytest.approx(float(information), abs=0.04)
 
 
+FLOWS = {
+    "planar": Planar,
+    "householder": Householder,
+    "householder sequence": lambda dim, context_dim: HouseholderSequence(dim, 3, context_dim),
+    "iaf": partial(InverseAutoregressive, hidden=(8, 8)),
+    "spline": partial(Spline, hidden=(8, 8)),
+}
+every_rotation = pytest.mark.parametrize("name", [name for name in FLOWS if name.startswith("householder")])
+
+
+class Seen(LinearGaussian):
+    """A posterior whose kernels see the image."""
+
+    def posterior(self, x):
+        return Chain(super().posterior(x).base, self.kernels, x)
+
+
+def seen(name, latents=3, length=3, move=0.3, count=12):
+    """A posterior of flows that see the images, and images."""
+    torch.manual_seed(0)
+    kernels = [FLOWS[name](latents, context_dim=6).double() for _ in range(length)]
+    with torch.no_grad():
+        for parameter in [parameter for kernel in kernels for parameter in kernel.parameters()]:
+            parameter.add_(move * torch.randn_like(parameter))
+    model = Seen(torch.randn(6, latents) * torch.linspace(0.3, 1, latents), kernels=kernels)
+    return model, model.simulate(count)[1]
+
+
+def turned(model, x):
+    """The exact q(z_T | x) of flows that are linear in z: z_T = R z_0 with an R for each image."""
+    base, rows = model.posterior(x).base, torch.eye(3, dtype=FLOAT).unsqueeze(1).expand(3, len(x), 3)
+    with torch.no_grad():
+        for kernel in model.kernels:
+            rows = kernel(rows, x)[0]
+    turn = rows.permute(1, 2, 0)
+    covariance = turn @ torch.diag_embed(base.scale.square()) @ turn.mT
+    return MultivariateNormal((turn @ base.loc.unsqueeze(-1)).squeeze(-1), (covariance + covariance.mT) / 2)
+
+
+@every_rotation
+@torch.no_grad()
+def test_the_densities_of_turned_gaussians_are_theirs_for_every_pair_of_latents_and_image(name):
+    model, x = seen(name)
+    z = 2 * torch.randn(7, 3, dtype=FLOAT)
+    found = inference._log_densities(model.posterior(x), z, 1)
+    torch.testing.assert_close(found, turned(model, x).log_prob(z.unsqueeze(1)))
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_densities_of_flows_are_those_of_the_change_of_variables(name):
+    model, x = seen(name)
+    chain = model.posterior(x)
+
+    def push(z, context):
+        for kernel in model.kernels:
+            z = kernel(z, context)[0]
+        return z
+
+    start = 2 * torch.randn(len(x), 3, dtype=FLOAT)  # image by image; every z_T then belongs to one column
+    volume = [torch.linalg.slogdet(jacrev(push)(z, seen))[1] for z, seen in zip(start, x, strict=True)]
+    with torch.no_grad():
+        found = inference._log_densities(chain, push(start, x), 1)
+    expected = chain.base.log_prob(start) - torch.stack(volume).detach()
+    torch.testing.assert_close(found.diagonal(), expected)
+    assert (found - expected.unsqueeze(1)).abs().fill_diagonal_(1).min() > 1e-4  # the other images' densities differ
+
+
+@pytest.mark.parametrize("name", FLOWS)
+@torch.no_grad()
+def test_the_aggregate_of_flows_integrates_to_one(name):
+    model, x = seen(name, latents=2, length=2, move=0.05, count=5)
+    z, area = evidence.grid(15.0, 250)
+    found = inference._log_densities(model.posterior(x), z.flatten(0, 1), 1)
+    assert (found.exp().sum(0) * area).tolist() == pytest.approx([1] * 5, abs=0.02)
+
+
+@every_rotation
+def test_with_flows_that_turn_gaussians_all_terms_are_those_of_the_turned_ones(name, monkeypatch):
+    model, x = seen(name)
+    posteriors, prior = turned(model, x), MultivariateNormal(torch.zeros(3, dtype=FLOAT), torch.eye(3, dtype=FLOAT))
+    mixture = MixtureSameFamily(Categorical(torch.ones(12, dtype=FLOAT)), posteriors)
+    torch.manual_seed(1)
+    z = posteriors.sample((20_000,))
+    torch.manual_seed(0)
+    found = inference.aggregate_kl(model, x, 2000)
+    exact = kl_divergence(posteriors, prior)
+    information = (posteriors.log_prob(z) - mixture.log_prob(z)).mean(0)
+    assert found.mean_kl == pytest.approx(float(exact.mean()), abs=0.03)
+    assert found.mean_kl_se == pytest.approx(float(exact.std() / 12**0.5), rel=0.1)
+    assert found.mutual_information == pytest.approx(float(information.mean()), abs=0.02)
+    assert found.aggregate_kl == pytest.approx(float((exact - information).mean()), abs=0.03)
+    assert found.aggregate_entropy == pytest.approx(-float(mixture.log_prob(z).mean()), abs=0.03)
+    monkeypatch.setattr(inference, "WEIGHTS", 600)
+    torch.manual_seed(0)
+    parts = inference.aggregate_kl(model, x, 2000)
+    assert vars(parts) == pytest.approx(vars(found))
+
+
+@pytest.mark.parametrize("bend", [0.0, 1e-6])
+@torch.no_grad()
+def test_the_densities_of_flows_that_do_next_to_nothing_are_those_of_the_base(bend):
+    model, x = seen("planar", move=0.0)
+    for kernel in model.kernels:
+        kernel.coefficients.free[:3] *= bend  # u
+        kernel.coefficients.context.weight[:3] *= bend
+    z = 2 * torch.randn(7, 3, dtype=FLOAT)
+    found = inference._log_densities(model.posterior(x), z, 1)
+    plain = inference._log_densities(Chain(model.posterior(x).base), z, 1)
+    assert bend * 0.1 <= (found - plain).abs().max() <= bend * 1e3 + 1e-9
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_single_precision_is_enough_for_flows(name):
+    torch.manual_seed(0)
+    vae = VAE(4, 6, [FLOWS[name](4, context_dim=6) for _ in range(3)]).eval()
+    x = (torch.rand(20, 784) < 0.3).float()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        z = vae.posterior(x).rsample().z[-1]
+        found = inference._log_densities(vae.posterior(x), z, 1)
+        exact = inference._log_densities(copy.deepcopy(vae).double().posterior(x.double()), z.double(), 1)
+    torch.testing.assert_close(found, exact, atol=1e-3, rtol=1e-4)
+    terms = inference.aggregate_kl(vae, x, 5)
+    assert 0 < terms.mutual_information <= math.log(20)
+    assert terms.mean_kl == pytest.approx(terms.mutual_information + terms.aggregate_kl, abs=1e-9)
+
+
+def test_the_entropy_of_the_aggregate_is_that_of_one_posterior_and_of_which_it_is():
+    of_normal = 0.5 * math.log(2 * math.pi * math.e)
+    blind = informative(0)
+    found = inference.aggregate_kl(blind, blind.simulate(50)[1], 400)
+    assert found.aggregate_entropy == pytest.approx(5 * of_normal, abs=0.05)
+    apart = correlated(stretch=1e-6)
+    x = apart.simulate(20)[1]
+    found, scale = inference.aggregate_kl(apart, x, 400), apart.posterior(x).base.scale
+    assert found.aggregate_entropy == pytest.approx(float((of_normal + scale.log()).sum(-1)[0]) + math.log(20), abs=0.1)
+    assert found.aggregate_entropy_se < 0.05
+
+
+def test_the_errors_are_those_over_images():
+    model = correlated()
+    x = model.simulate(40)[1]
+    found = [inference.aggregate_kl(model, x, 1) for _ in range(300)]
+    # Of single draws, each term's spread over repetitions is that within an image; over images it is at least that.
+    for name in ("mean_kl", "mutual_information", "aggregate_kl", "aggregate_entropy"):
+        spread = torch.tensor([getattr(each, name) for each in found]).std()
+        claimed = torch.tensor([getattr(each, name + "_se") for each in found]).square().mean().sqrt()
+        assert 0.8 * spread < claimed < 2.5 * spread, name
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -203,8 +365,12 @@ def test_with_kernels_the_aggregate_is_the_mixture_of_their_marginals(monkeypatc
         (lambda m, x: inference.inference_gaps(m, x, learning_rate=-1.0), "learning_rate must be finite and above 0"),
         (lambda m, x: inference.aggregate_kl(m.train(), x), "model must be in evaluation mode, got training = True"),
         (
-            lambda m, x: inference.aggregate_kl(VAE(2, 6, [Planar(2)]).eval(), x),
-            "model must have pairs of Gaussians as kernels, got Planar",
+            lambda m, x: inference.aggregate_kl(VAE(2, 6, [*m.kernels, Planar(2), Planar(2)]).eval(), x),
+            "model must have kernels that are all flows or all pairs of Gaussians, got GatedGaussianPair, Planar$",
+        ),
+        (
+            lambda m, x: inference.aggregate_kl(correlated(kernels=[Metropolis(None, 0.1)]), x[:, :6].double()),
+            "model must have kernels that are all flows or all pairs of Gaussians, got Metropolis$",
         ),
     ],
 )
