@@ -1,9 +1,12 @@
-"""An auto-encoder whose likelihood and posterior are known: z ~ N(0, I), x ~ N(W z + b, s^2 I)."""
+"""An auto-encoder whose likelihood and posterior are known, z ~ N(0, I), x ~ N(W z + b, s^2 I), and kernels for it."""
+
+from functools import partial
 
 import torch
 from torch.distributions import MultivariateNormal
 
 from annealed_core.chain import Chain
+from annealed_core.flows import Householder, HouseholderSequence, InverseAutoregressive, Planar, Spline
 from annealed_core.kernels import DiagonalGaussian, normal_log_prob
 
 FLOAT = torch.float64
@@ -68,3 +71,59 @@ def orthogonal(**given):
     """Three latents whose true posterior factorises, so that the base is exactly that."""
     torch.manual_seed(3)
     return LinearGaussian(torch.linalg.qr(torch.randn(6, 3, dtype=FLOAT))[0] * torch.tensor([2.0, 1.0, 0.5]), **given)
+
+
+class Blur(torch.nn.Module):
+    """A kernel that adds noise of a given scale: q(z' | z) = N(z, scale^2); r(z | z') = N(0.9 z', (0.9 scale)^2)."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forwards(self, z, context=None):
+        return z, torch.full_like(z, self.scale)
+
+    def reverse(self, z, context=None):
+        return 0.9 * z, torch.full_like(z, 0.9 * self.scale)
+
+    def forward(self, z, context=None, noise=None):
+        z_next = z + self.scale * noise
+        return z_next, normal_log_prob(z, *self.reverse(z_next)) - normal_log_prob(z_next, *self.forwards(z))
+
+
+FLOWS = {
+    "planar": Planar,
+    "householder": Householder,
+    "householder sequence": lambda dim, context_dim: HouseholderSequence(dim, 3, context_dim),
+    "iaf": partial(InverseAutoregressive, hidden=(8, 8)),
+    "spline": partial(Spline, hidden=(8, 8)),
+}
+
+
+class Seen(LinearGaussian):
+    """A posterior whose kernels see the image."""
+
+    def posterior(self, x):
+        return Chain(super().posterior(x).base, self.kernels, x)
+
+
+def seen(name, latents=3, length=3, move=0.3, count=12):
+    """A posterior of flows that see the images, and images."""
+    torch.manual_seed(0)
+    kernels = [FLOWS[name](latents, context_dim=6).double() for _ in range(length)]
+    with torch.no_grad():
+        for parameter in [parameter for kernel in kernels for parameter in kernel.parameters()]:
+            parameter.add_(move * torch.randn_like(parameter))
+    model = Seen(torch.randn(6, latents) * torch.linspace(0.3, 1, latents), kernels=kernels)
+    return model, model.simulate(count)[1]
+
+
+def turned(model, x):
+    """The exact q(z_T | x) of flows that are linear in z: z_T = R z_0 with an R for each image."""
+    base, rows = model.posterior(x).base, torch.eye(3, dtype=FLOAT).unsqueeze(1).expand(3, len(x), 3)
+    with torch.no_grad():
+        for kernel in model.kernels:
+            rows = kernel(rows, x)[0]
+    turn = rows.permute(1, 2, 0)
+    covariance = turn @ torch.diag_embed(base.scale.square()) @ turn.mT
+    return MultivariateNormal((turn @ base.loc.unsqueeze(-1)).squeeze(-1), (covariance + covariance.mT) / 2)

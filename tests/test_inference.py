@@ -2,11 +2,10 @@
 
 import copy
 import math
-from functools import partial
 
 import pytest
 import torch
-from linear_gaussian import FLOAT, LinearGaussian, correlated, orthogonal
+from linear_gaussian import FLOAT, FLOWS, Blur, LinearGaussian, correlated, orthogonal, seen, turned
 from torch.distributions import (
     Categorical,
     Independent,
@@ -19,27 +18,9 @@ from torch.func import jacrev
 
 from annealed_core import evidence, inference
 from annealed_core.chain import Chain
-from annealed_core.flows import Householder, HouseholderSequence, InverseAutoregressive, Planar, Spline
-from annealed_core.kernels import GatedGaussianPair, Metropolis, normal_log_prob
+from annealed_core.flows import Planar
+from annealed_core.kernels import GatedGaussianPair, Metropolis
 from annealed_core.vae import VAE
-
-
-class Blur(torch.nn.Module):
-    """A kernel that adds noise of a given scale: q(z' | z) = N(z, scale^2); r(z | z') = N(0.9 z', (0.9 scale)^2)."""
-
-    def __init__(self, scale):
-        super().__init__()
-        self.scale = scale
-
-    def forwards(self, z, context=None):
-        return z, torch.full_like(z, self.scale)
-
-    def reverse(self, z, context=None):
-        return 0.9 * z, torch.full_like(z, 0.9 * self.scale)
-
-    def forward(self, z, context=None, noise=None):
-        z_next = z + self.scale * noise
-        return z_next, normal_log_prob(z, *self.reverse(z_next)) - normal_log_prob(z_next, *self.forwards(z))
 
 
 def closed_form_gap(model):
@@ -202,43 +183,7 @@ def test_with_kernels_the_aggregate_is_the_mixture_of_their_marginals(monkeypatc
     assert found.mutual_information == pytest.approx(float(information), abs=0.04)
 
 
-FLOWS = {
-    "planar": Planar,
-    "householder": Householder,
-    "householder sequence": lambda dim, context_dim: HouseholderSequence(dim, 3, context_dim),
-    "iaf": partial(InverseAutoregressive, hidden=(8, 8)),
-    "spline": partial(Spline, hidden=(8, 8)),
-}
 every_rotation = pytest.mark.parametrize("name", [name for name in FLOWS if name.startswith("householder")])
-
-
-class Seen(LinearGaussian):
-    """A posterior whose kernels see the image."""
-
-    def posterior(self, x):
-        return Chain(super().posterior(x).base, self.kernels, x)
-
-
-def seen(name, latents=3, length=3, move=0.3, count=12):
-    """A posterior of flows that see the images, and images."""
-    torch.manual_seed(0)
-    kernels = [FLOWS[name](latents, context_dim=6).double() for _ in range(length)]
-    with torch.no_grad():
-        for parameter in [parameter for kernel in kernels for parameter in kernel.parameters()]:
-            parameter.add_(move * torch.randn_like(parameter))
-    model = Seen(torch.randn(6, latents) * torch.linspace(0.3, 1, latents), kernels=kernels)
-    return model, model.simulate(count)[1]
-
-
-def turned(model, x):
-    """The exact q(z_T | x) of flows that are linear in z: z_T = R z_0 with an R for each image."""
-    base, rows = model.posterior(x).base, torch.eye(3, dtype=FLOAT).unsqueeze(1).expand(3, len(x), 3)
-    with torch.no_grad():
-        for kernel in model.kernels:
-            rows = kernel(rows, x)[0]
-    turn = rows.permute(1, 2, 0)
-    covariance = turn @ torch.diag_embed(base.scale.square()) @ turn.mT
-    return MultivariateNormal((turn @ base.loc.unsqueeze(-1)).squeeze(-1), (covariance + covariance.mT) / 2)
 
 
 @every_rotation
@@ -261,7 +206,7 @@ def test_the_densities_of_flows_are_those_of_the_change_of_variables(name):
         return z
 
     start = 2 * torch.randn(len(x), 3, dtype=FLOAT)  # image by image; every z_T then belongs to one column
-    volume = [torch.linalg.slogdet(jacrev(push)(z, seen))[1] for z, seen in zip(start, x, strict=True)]
+    volume = [torch.linalg.slogdet(jacrev(push)(z, image))[1] for z, image in zip(start, x, strict=True)]
     with torch.no_grad():
         found = inference._log_densities(chain, push(start, x), 1)
     expected = chain.base.log_prob(start) - torch.stack(volume).detach()

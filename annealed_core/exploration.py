@@ -1,0 +1,185 @@
+"""How much of its latents, and of the images, an auto-encoder explores.
+
+    latent_kl(model, x)                  # what each latent says about the images
+    coverage(grey, prior_samples(model, 2000), labels)    # which images the decoder can draw
+    explore(model, x, grey, labels)      # all of it with `inference`'s measures, as plain values
+
+Models and random numbers are those of `likelihood`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from annealed_core.folded import CHUNK_ROWS, part_of, posterior_of, slices
+from annealed_core.inference import active_units, aggregate_kl
+from annealed_core.moves import check_whole
+
+_SPACING = 4  # m of Vasicek's estimator
+_DISTANCES = 2**22  # held at a time
+
+
+@torch.no_grad()
+def latent_kl(model: Any, x: Tensor, n_samples: int = 256) -> Tensor:
+    """Mean over images of KL(q(z_i | x) || N(0, 1)) of each latent z_i of z_T in nats: (latents,), in double precision.
+
+    Of the marginal of z_i, whatever the others are: the sum over latents is the KL of z_T where they are independent
+    given x, and less where they are not.
+
+    Without kernels it is a closed form. With kernels the cross-entropy is that of `n_samples` draws for each image, and
+    the entropy Vasicek's (1976, Journal of the Royal Statistical Society B 38, 54-59) with m = 4, less its expected
+    error for a uniform density, where 2 m spacings of n draws have E log = digamma(2 m) - digamma(n + 1). For a
+    Gaussian the estimate with 256 draws is then 0.002 nats too high, with 64 draws 0.014, measured; for two Gaussians
+    six standard deviations apart 0.010 and 0.044 too low.
+
+    Args:
+        model, x: as for `likelihood.importance_sampling`, with its errors.
+        n_samples: at least 2.
+    """
+    check_whole(n_samples=n_samples)
+    if n_samples < 2:
+        raise ValueError(f"n_samples must be a whole number from 2, got {n_samples}")
+    chain = posterior_of(model, x)
+    if not len(chain):
+        loc, scale = chain.base.loc.double(), chain.base.scale.double()
+        return (0.5 * (loc.square() + scale.square() - 1) - scale.log()).mean(0)
+    found = []
+    for images in slices(len(x), CHUNK_ROWS // n_samples):
+        z = part_of(chain, images).rsample(n_samples).z[-1]
+        found.append(0.5 * (z.double().square().mean(0) + math.log(2 * math.pi)) - _entropy(z))
+    return torch.cat(found).mean(0)
+
+
+def _entropy(draws: Tensor) -> Tensor:
+    """Entropy in nats of each density that n draws are from, (n, *batch) -> (*batch): see `latent_kl`."""
+    n = len(draws)
+    ordered = draws.movedim(0, -1).sort().values
+    first = torch.arange(n, device=draws.device)
+    below, above = (first - _SPACING).clamp_min(0), (first + _SPACING).clamp_max(n - 1)
+    # Draws that rounding has made equal: the density is then as narrow as the numbers can tell.
+    smallest = torch.finfo(draws.dtype).eps * ordered.abs().amax(-1, keepdim=True)
+    spacings = (ordered[..., above] - ordered[..., below]).maximum(smallest).double().log().mean(-1)
+    expected = torch.digamma((above - below).double()).mean() - torch.digamma(torch.tensor(n + 1.0).double())
+    return spacings - expected.to(spacings)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How well generated images cover the real ones (Naeem et al. 2020, arXiv 2002.09797).
+
+    Attributes:
+        coverage: share of the real images that have a generated one within the distance to their k-th nearest real one.
+        density: how many such balls a generated image lies in on average, divided by k; above 1 where they crowd.
+        by_class: `coverage` among the real images of each label, in ascending order; empty without labels.
+        k, n_real, n_generated: what it was taken with.
+    """
+
+    coverage: float
+    density: float
+    by_class: dict[int, float]
+    k: int
+    n_real: int
+    n_generated: int
+
+
+@torch.no_grad()
+def coverage(real: Tensor, generated: Tensor, labels: Tensor | None = None, k: int = 5) -> Coverage:
+    """Coverage and density of generated images, by Euclidean distances.
+
+    If both are n and m draws from the same distribution, the expected coverage is
+    1 - (n - 1) ... (n - k) / ((m + n - 1) ... (m + n - k)), for n = m about 1 - 2^-k, and the expected density 1.
+
+    Args:
+        real: (n, pixels).
+        generated: (m, pixels).
+        labels: of the real images, whole numbers, (n,).
+        k: which neighbour sets the radius, below n.
+
+    Raises ValueError for other shapes and for a k that is no whole number from 1 to n - 1.
+    """
+    check_whole(k=k)
+    if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1] or not len(generated):
+        shapes = f"{tuple(real.shape)} and {tuple(generated.shape)}"
+        raise ValueError(f"real and generated must have shapes (n, pixels) and (m, pixels), got {shapes}")
+    if labels is not None and labels.shape != real.shape[:1]:
+        raise ValueError(f"labels must have shape ({len(real)},), got {tuple(labels.shape)}")
+    if k >= len(real):
+        raise ValueError(f"k must be below the number of real images, {len(real)}, got {k}")
+    real, generated = real.double(), generated.double()  # for the cancellation in the square that cdist writes out
+    counts = []
+    for rows in slices(len(real), _DISTANCES // max(len(real), len(generated))):
+        others = torch.cdist(real[rows], real)
+        others.diagonal(rows.start).fill_(torch.inf)  # no image is its own neighbour
+        radius = others.kthvalue(k).values.unsqueeze(1)
+        counts.append((torch.cdist(real[rows], generated) <= radius).sum(1))
+    inside = torch.cat(counts)
+    covered = (inside > 0).double()
+    names = [] if labels is None else labels.unique().tolist()
+    classes = {int(name): float(covered[labels == name].mean()) for name in names}
+    density = float(inside.sum()) / (k * len(generated))
+    return Coverage(float(covered.mean()), density, classes, k, len(real), len(generated))
+
+
+@torch.no_grad()
+def prior_samples(model: Any, n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Pixel probabilities that a `VAE` decodes from n draws of z ~ N(0, I), in evaluation mode: (n, pixels).
+
+    The draws come from `generator`, or else from torch's random state. Raises ValueError for a model in training mode
+    and for an n that is not a whole number from 1.
+    """
+    check_whole(n=n)
+    if model.training:
+        raise ValueError("model must be in evaluation mode, got training = True")
+    weight = next(model.parameters())
+    device = weight.device if generator is None else generator.device
+    z = torch.randn((n, model.latents), dtype=weight.dtype, generator=generator, device=device).to(weight.device)
+    return torch.cat([model.decode(z[part]) for part in slices(n, CHUNK_ROWS)])
+
+
+def explore(
+    model: Any,
+    x: Tensor,
+    grey: Tensor,
+    labels: Tensor,
+    n_images: int = 500,
+    n_coverage: int = 2000,
+    n_samples: int = 256,
+    n_reverse: int = 4,
+    k: int = 5,
+) -> dict[str, Any]:
+    """All measures of a `VAE` on MNIST as plain values, for a record; in nats where they are information.
+
+    Args:
+        model: in evaluation mode.
+        x: binarised images, (n, 784), of which the first `n_images` go into what is said of the posterior.
+        grey: images with values from 0 to 1, (m, 784), of which the first `n_coverage` are held against as many decoded
+            draws from the prior.
+        labels: digits of the grey images, (m,).
+        n_samples: of `latent_kl` and `active_units`.
+        n_reverse: of `aggregate_kl`.
+        k: of `coverage`.
+
+    Its keys are `active_units`; the fields of `AggregateKL`; `latent_kl`, in the latents' order; `coverage`, `density`
+    and `coverage_by_digit`, a list in which a digit that no image shows is None; and what they were taken with:
+    `information_images`, `information_ceiling`, which is the log of that, `coverage_images` and `coverage_k`.
+    """
+    check_whole(n_images=n_images, n_coverage=n_coverage)
+    x, grey, labels = x[:n_images], grey[:n_coverage], labels[:n_coverage]
+    covered = coverage(grey, prior_samples(model, len(grey)), labels, k)
+    return {
+        "active_units": active_units(model, x, n_samples=n_samples)[0],
+        **asdict(aggregate_kl(model, x, n_reverse=n_reverse)),
+        "latent_kl": latent_kl(model, x, n_samples).tolist(),
+        "information_images": len(x),
+        "information_ceiling": math.log(len(x)),
+        "coverage": covered.coverage,
+        "density": covered.density,
+        "coverage_by_digit": [covered.by_class.get(digit) for digit in range(10)],
+        "coverage_images": covered.n_real,
+        "coverage_k": k,
+    }
