@@ -88,9 +88,9 @@ def _unbend(bent: Tensor, product: Tensor) -> Tensor:
     """
     size = bent.abs()
     s = torch.where(product > 0, torch.maximum(size - product, size / (1 + product)), size - product)
-    for _ in range(100):  # six are typical, sixty where product is -1 and bent 0
+    for _ in range(100):  # six are typical, fifty where product is -1 and bent 0
         bend = torch.tanh(s)
-        step = (s + product * bend - size) / ((1 + product) - product * bend.square()).clamp_min(1e-300)
+        step = (s + product * bend - size) / ((1 + product) - product * bend.square())
         s = s - step
         if (step.abs() <= 1e-15 * (1 + s)).all():
             break

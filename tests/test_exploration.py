@@ -86,7 +86,7 @@ def test_draws_that_rounding_has_made_equal_have_a_finite_entropy():
     assert (exploration._entropy(draws) < -10).all() and exploration._entropy(draws).isfinite().all()
 
 
-def grid_loop(real, generated, k):
+def plain_loop(real, generated, k):
     """Covered or not, for each real image, and the density, as the paper has them."""
     covered, inside = [], 0
     for i, image in enumerate(real):
@@ -101,7 +101,7 @@ def grid_loop(real, generated, k):
 def test_coverage_is_that_of_a_plain_loop(n, m, k, monkeypatch):
     torch.manual_seed(0)
     real, generated, labels = torch.randn(n, 4), 1.5 * torch.randn(m, 4), torch.arange(n) % 3
-    covered, density = grid_loop(real, generated, k)
+    covered, density = plain_loop(real, generated, k)
     found = exploration.coverage(real, generated, labels, k)
     assert 0 < found.coverage < 1 or k == 6
     assert found.coverage == pytest.approx(sum(covered) / n) and found.density == pytest.approx(density)
@@ -110,6 +110,14 @@ def test_coverage_is_that_of_a_plain_loop(n, m, k, monkeypatch):
     monkeypatch.setattr(exploration, "_DISTANCES", 60)
     assert exploration.coverage(real, generated, labels, k) == found
     assert exploration.coverage(real, generated, k=k).by_class == {}
+
+
+def test_coverage_far_from_the_origin_is_that_of_a_plain_loop():
+    torch.manual_seed(0)
+    real, generated = 2000 + torch.randn(60, 4), 2000 + torch.randn(60, 4)
+    covered, density = plain_loop(real, generated, 2)
+    found = exploration.coverage(real, generated, k=2)
+    assert (found.coverage, found.density) == (pytest.approx(sum(covered) / 60), pytest.approx(density))
 
 
 def test_coverage_is_one_of_the_images_themselves_and_zero_of_far_ones():
