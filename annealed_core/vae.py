@@ -3,12 +3,15 @@
 For each image x the encoder gives the chain's base q_0(z | x) and a context for its kernels; prior and decoder give
 the target log p(x, z). Network of the earlier report: two hidden layers of 300 with LeakyReLU and batch
 normalisation, 40 latents.
+
+The decoder takes the pixels as independent given z, or, autoregressive, each as dependent on those before it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from annealed_core.chain import Chain
-from annealed_core.kernels import DiagonalGaussian, Linear
+from annealed_core.kernels import DiagonalGaussian, Linear, linear
 
 PIXELS = 784
+DECODERS = ("independent", "autoregressive")
 
 
 class GatedLinear(nn.Module):
@@ -73,6 +77,81 @@ class Decoder(nn.Module):
         return self.outputs(self.features(z.flatten(0, -2))).unflatten(0, z.shape[:-1])
 
 
+class MaskedLinear(Linear):
+    """(W * mask) x + b.
+
+    Args:
+        mask: (size_out, size_in), True where a weight counts. It is made anew with the layer and not saved.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, bias: bool = True) -> None:
+        super().__init__(mask.shape[1], mask.shape[0], bias)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def masked(self) -> Tensor:
+        """The weights that count, others 0: (size_out, size_in)."""
+        return self.weight * self.mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, size_in) -> (n, size_out)."""
+        return linear(x, self.masked(), self.bias)
+
+
+class AutoregressiveDecoder(nn.Module):
+    """p(x | z) = prod_i Bernoulli(x_i | x_<i, z), pixels in raster order: MADE (Germain et al. 2015, arXiv 1502.03509).
+
+    Two hidden layers, whose units have degrees that rise evenly from 0: a unit of degree d sees the first d pixels, and
+    logit i the units of degree i at most. As in the paper, each logit also sees all pixels before its own directly:
+    with fewer units than pixels most would not see their left neighbour otherwise. All of z goes to every unit of the
+    first hidden layer, and nowhere else: connected to the logits too, it would collapse less.
+
+    Args:
+        latents: dimensions of z.
+        width: units of each hidden layer.
+        pixels: of an image.
+    """
+
+    def __init__(self, latents: int, width: int, pixels: int = PIXELS) -> None:
+        super().__init__()
+        self.pixels, self.degrees = pixels, [unit * pixels // width for unit in range(width)]
+        order, degrees = torch.arange(pixels), torch.tensor(self.degrees)
+        self.from_latents = Linear(latents, width, bias=False)
+        # Of the first hidden layer and, below, of the logits: together, since both are the same for all samples of z.
+        self.from_pixels = MaskedLinear(order < torch.cat([degrees, order]).unsqueeze(1))
+        self.hidden = MaskedLinear(degrees <= degrees.unsqueeze(1))
+        self.outputs = MaskedLinear(degrees <= order.unsqueeze(1), bias=False)
+        self.activation = nn.LeakyReLU()
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """Logits of x (batch, pixels), each given the pixels before it: (*sample, batch, latents) -> (..., pixels)."""
+        first, direct = self.from_pixels(x).split([len(self.degrees), self.pixels], -1)
+        hidden = self.activation(self.from_latents(z.flatten(0, -2)).unflatten(0, z.shape[:-1]) + first)
+        logits = self.outputs(self.activation(self.hidden(hidden.flatten(0, -2))))
+        return logits.unflatten(0, hidden.shape[:-1]) + direct
+
+    @torch.no_grad()
+    def sample(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Images of 0 and 1 drawn pixel by pixel, and the logits that each was drawn with.
+
+        (*batch, latents) -> two of (*batch, pixels). A unit is computed once, as soon as all that it sees is drawn.
+        """
+        hidden_weight, output_weight = self.hidden.masked(), self.outputs.masked()
+        first_weight, direct_weight = self.from_pixels.masked().split([len(self.degrees), self.pixels])
+        first_bias, direct_bias = self.from_pixels.bias.split([len(self.degrees), self.pixels])
+        first = linear(z.flatten(0, -2), self.from_latents.weight, first_bias)
+        second, logits = torch.zeros_like(first), direct_bias.repeat(len(first), 1)
+        x = torch.zeros_like(logits)
+        for pixel in range(self.pixels):
+            units = slice(bisect_left(self.degrees, pixel), bisect_right(self.degrees, pixel))
+            first[:, units] = self.activation(first[:, units] + x @ first_weight[units].T)
+            second[:, units] = self.activation(first @ hidden_weight[units].T + self.hidden.bias[units])
+            logits[:, pixel] += second @ output_weight[pixel] + x @ direct_weight[pixel]
+            x[:, pixel] = torch.bernoulli(torch.sigmoid(logits[:, pixel]))
+        return x.unflatten(0, z.shape[:-1]), logits.unflatten(0, z.shape[:-1])
+
+
 class Joint:
     """The target log p(x, z) = log p(x | z) + log N(z; 0, I) for a batch of binary images.
 
@@ -84,9 +163,13 @@ class Joint:
     def __init__(self, decoder: nn.Module, x: Tensor, latents: int) -> None:
         self.decoder, self.x, self.dim = decoder, x, latents
 
+    def logits(self, z: Tensor) -> Tensor:
+        """Of the pixels: (*sample, batch, latents) -> (*sample, batch, 784)."""
+        return self.decoder(z)
+
     def log_likelihood(self, z: Tensor) -> Tensor:
         """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
-        logits = self.decoder(z)
+        logits = self.logits(z)
         return (logits * self.x).sum(-1) - softplus(logits).sum(-1)
 
     def log_prior(self, z: Tensor) -> Tensor:
@@ -99,7 +182,15 @@ class Joint:
 
     def frozen(self) -> Joint:
         """The same target whose decoder neither learns nor updates its batch statistics: gradients still reach z."""
-        return Joint(_Frozen(self.decoder), self.x, self.dim)
+        return type(self)(_Frozen(self.decoder), self.x, self.dim)
+
+
+class AutoregressiveJoint(Joint):
+    """The same with a decoder that sees z and x, such as `AutoregressiveDecoder`."""
+
+    def logits(self, z: Tensor) -> Tensor:
+        """Of each pixel given those before it: (*sample, batch, latents) -> (*sample, batch, 784)."""
+        return self.decoder(z, self.x)
 
 
 class _Frozen(nn.Module):
@@ -132,8 +223,11 @@ class VAE(nn.Module):
         latents: dimensions of z.
         width: units of each hidden layer of encoder and decoder.
         kernels: transitions conditioned on the encoder's features (width,); none gives the plain VAE.
-        layers: of encoder and decoder, see `mlp`.
+        layers: of the encoder and of an independent decoder, see `mlp`.
         from_prior: the chain starts from N(0, I) instead of the encoder's q_0(z | x), and its kernels alone see x.
+        decoder: "independent", with pixels that are so given z, or "autoregressive".
+
+    Raises ValueError for another decoder.
     """
 
     def __init__(
@@ -143,10 +237,16 @@ class VAE(nn.Module):
         kernels: Iterable[nn.Module] = (),
         layers: str = "plain",
         from_prior: bool = False,
+        decoder: str = "independent",
     ) -> None:
         super().__init__()
+        if decoder not in DECODERS:
+            raise ValueError(f"unknown decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
         self.latents, self.from_prior = latents, from_prior
-        self.encoder, self.decoder = Encoder(latents, width, layers), Decoder(latents, width, layers)
+        self.encoder = Encoder(latents, width, layers)
+        self.decoder: Decoder | AutoregressiveDecoder = (
+            Decoder(latents, width, layers) if decoder == "independent" else AutoregressiveDecoder(latents, width)
+        )
         self.kernels = nn.ModuleList(kernels)
 
     def posterior(self, x: Tensor) -> Chain:
@@ -158,14 +258,21 @@ class VAE(nn.Module):
 
     def joint(self, x: Tensor) -> Joint:
         """The target log p(x, z); x: (batch, 784) in {0, 1}."""
-        return Joint(self.decoder, x, self.latents)
+        joint = AutoregressiveJoint if isinstance(self.decoder, AutoregressiveDecoder) else Joint
+        return joint(self.decoder, x, self.latents)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Pixel probabilities: (*batch, latents) -> (*batch, 784)."""
+        """Pixel probabilities: (*batch, latents) -> (*batch, 784).
+
+        From an autoregressive decoder an image of 0 and 1, drawn pixel by pixel: the probabilities are those of that
+        image alone. With either decoder `torch.bernoulli` of what is returned is a draw from p(x | z).
+        """
+        if isinstance(self.decoder, AutoregressiveDecoder):
+            return self.decoder.sample(z)[0]
         return torch.sigmoid(self.decoder(z))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Pixel probabilities decoded from one draw of z_T for each image, in evaluation mode: (batch, 784)."""
+        """What `decode` makes of one draw of z_T for each image, in evaluation mode: (batch, 784)."""
         return self.decode(self.posterior(x).rsample().z[-1])
