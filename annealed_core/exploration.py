@@ -41,18 +41,40 @@ def latent_kl(model: Any, x: Tensor, n_samples: int = 256) -> Tensor:
         model, x: as for `likelihood.importance_sampling`, with its errors.
         n_samples: at least 2.
     """
+    squares, entropies = _marginals(model, x, n_samples)
+    return 0.5 * (squares + math.log(2 * math.pi)) - entropies
+
+
+@torch.no_grad()
+def latent_information(model: Any, x: Tensor, n_samples: int = 256, n_images: int = 500) -> Tensor:
+    """I(x; z_i) of each latent in nats, H(q(z_i)) - E_x H(q(z_i | x)): (latents,), in double precision.
+
+    Its ceiling of log n, for n images, is out of reach of a single latent, as it is not for I(x; z). The sum over
+    latents is not I(x; z): latents may repeat each other, or say more together.
+
+    Args:
+        model, x, n_samples: as for `latent_kl`; the entropy of the aggregate is Vasicek's, of one draw for each image.
+        n_images: the entropies given an image are the mean over the first so many.
+    """
+    check_whole(n_images=n_images)
+    return _entropy(posterior_of(model, x).rsample().z[-1]) - _marginals(model, x[:n_images], n_samples)[1]
+
+
+def _marginals(model: Any, x: Tensor, n_samples: int) -> tuple[Tensor, Tensor]:
+    """Mean over images of the second moment and of the entropy of each latent given an image, both (latents,)."""
     check_whole(n_samples=n_samples)
     if n_samples < 2:
         raise ValueError(f"n_samples must be a whole number from 2, got {n_samples}")
     chain = posterior_of(model, x)
     if not len(chain):
         loc, scale = chain.base.loc.double(), chain.base.scale.double()
-        return (0.5 * (loc.square() + scale.square() - 1) - scale.log()).mean(0)
-    found = []
+        return (loc.square() + scale.square()).mean(0), scale.log().mean(0) + 0.5 * (1 + math.log(2 * math.pi))
+    squares, entropies = [], []
     for images in slices(len(x), CHUNK_ROWS // n_samples):
         z = part_of(chain, images).rsample(n_samples).z[-1]
-        found.append(0.5 * (z.double().square().mean(0) + math.log(2 * math.pi)) - _entropy(z))
-    return torch.cat(found).mean(0)
+        squares.append(z.double().square().mean(0))
+        entropies.append(_entropy(z))
+    return torch.cat(squares).mean(0), torch.cat(entropies).mean(0)
 
 
 def _entropy(draws: Tensor) -> Tensor:
@@ -141,6 +163,30 @@ def prior_samples(model: Any, n: int, generator: torch.Generator | None = None) 
     return torch.cat([model.decode(z[part]) for part in slices(n, CHUNK_ROWS)])
 
 
+@torch.no_grad()
+def aggregate_gaussian(model: Any, x: Tensor) -> tuple[float, float]:
+    """KL(N(m, S) || N(0, I)) and the entropy of N(m, S) in nats, for mean m and covariance S of the aggregate q(z).
+
+    Of one draw for each image. Unlike `inference.aggregate_kl` it has no ceiling in the number of images n: of its KL
+    about latents * (latents + 3) / (4 n) is chance, which is subtracted from it and added to the entropy. The entropy
+    is at least that of q(z); of a q(z) with structure finer than its covariance the KL is less than KL(q(z) || p).
+
+    Args:
+        model: see the module.
+        x: at least 10 images a latent, or ValueError is raised.
+    """
+    z = posterior_of(model, x).rsample().z[-1].double()
+    n, latents = z.shape
+    if n < 10 * latents:
+        raise ValueError(f"x must have at least {10 * latents} images for {latents} latents, got {n}")
+    mean, covariance = z.mean(0), z.T.cov()
+    log_det = torch.linalg.slogdet(covariance).logabsdet
+    chance = latents * (latents + 3) / (4 * n)
+    kl = 0.5 * (covariance.trace() + mean.square().sum() - latents - log_det) - chance
+    entropy = 0.5 * (log_det + latents * (1 + math.log(2 * math.pi))) + latents * (latents + 1) / (4 * n)
+    return float(kl), float(entropy)
+
+
 def explore(
     model: Any,
     x: Tensor,
@@ -156,7 +202,8 @@ def explore(
 
     Args:
         model: in evaluation mode.
-        x: binarised images, (n, 784), of which the first `n_images` go into what is said of the posterior.
+        x: binarised images, (n, 784), of which the first `n_images` go into what is said of the posterior, and all into
+            the moments of the aggregate.
         grey: images with values from 0 to 1, (m, 784), of which the first `n_coverage` are held against as many decoded
             draws from the prior.
         labels: digits of the grey images, (m,).
@@ -164,14 +211,15 @@ def explore(
         n_reverse: of `aggregate_kl`.
         k: of `coverage`.
 
-    Its keys are `active_units`; the fields of `AggregateKL`; `latent_kl`, in the latents' order; `coverage`, `density`
+    Its keys are `active_units`; `aggregate_gaussian_kl` and `aggregate_gaussian_entropy`; the fields of `AggregateKL`;
+    `latent_kl` and `latent_information`, in the latents' order; `coverage`, `density`
     and `coverage_by_digit`, a list in which a digit that no image shows is None; and what they were taken with:
     `information_images`, `information_ceiling`, which is the log of that, `coverage_images` and `coverage_k`.
     """
     check_whole(n_images=n_images, n_coverage=n_coverage)
-    x, grey, labels = x[:n_images], grey[:n_coverage], labels[:n_coverage]
+    whole, x, grey, labels = x, x[:n_images], grey[:n_coverage], labels[:n_coverage]
     covered = coverage(grey, prior_samples(model, len(grey)), labels, k)
-    return {
+    found = {
         "active_units": active_units(model, x, n_samples=n_samples)[0],
         **asdict(aggregate_kl(model, x, n_reverse=n_reverse)),
         "latent_kl": latent_kl(model, x, n_samples).tolist(),
@@ -183,3 +231,7 @@ def explore(
         "coverage_images": covered.n_real,
         "coverage_k": k,
     }
+    gaussian_kl, gaussian_entropy = aggregate_gaussian(model, whole)
+    information = latent_information(model, whole, n_samples, n_images).tolist()
+    moments = {"aggregate_gaussian_kl": gaussian_kl, "aggregate_gaussian_entropy": gaussian_entropy}
+    return found | moments | {"latent_information": information}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from annealed_core import data, inference, likelihood, objectives
+from annealed_core import data, exploration, inference, likelihood, objectives
 from annealed_core.earlier import faulty_avo
 from annealed_core.flows import HouseholderSequence, InverseAutoregressive, Planar
 from annealed_core.folded import mean_and_error
@@ -50,7 +50,7 @@ def auto_encoder(spec: Spec) -> VAE:
     """The untrained model of an MNIST run, with weights drawn from torch's random state."""
     latents, width, length = spec.get("latents"), spec.get("width"), spec.n_transitions or 0
     # Encoder and decoder are drawn before the kernels: methods with the same seed share their initial weights.
-    model = VAE(latents, width, layers=spec.get("layers"), from_prior=spec.base == "prior")
+    model = VAE(latents, width, (), spec.get("layers"), spec.base == "prior", spec.get("decoder"))
     found: list[nn.Module] = []
     if spec.method == "planar":
         found = [Planar(latents, width) for _ in range(length)]
@@ -251,10 +251,21 @@ class Mnist:
             "pareto_k": None if estimates.pareto_k.isnan().any() else float(estimates.pareto_k.median()),
             "active_units": inference.active_units(model, images[:1000])[0] if len(images) > 1 else None,
         }
-        # What the earlier report called a likelihood, with its number of samples.
-        grey = grey_images(str(self.test.device))[1][: len(images)]
-        found["grey_nll"] = -float(importance_sampling(model, grey, GREY_SAMPLES).log_px.double().mean())
+        if (
+            self.spec.decoder == "independent"
+        ):  # what the earlier report called a likelihood, with its number of samples
+            grey = grey_images(str(self.test.device))[1][: len(images)]
+            found["grey_nll"] = -float(importance_sampling(model, grey, GREY_SAMPLES).log_px.double().mean())
+        if self.spec.explored_images:
+            found |= self._explored(model)
         return [found | (bounds(model, self.test[: self.spec.get("bounds_images")]) if self.spec.bounds_images else {})]
+
+    def _explored(self, model: VAE) -> dict[str, Any]:
+        """How much the posterior explores; active units of a thousand images, as without it."""
+        digits = data.load_mnist()[2].labels
+        grey = grey_images(str(self.test.device))[1]
+        found = exploration.explore(model, self.test, grey, digits, self.spec.get("explored_images"))
+        return {name: value for name, value in found.items() if name != "active_units"}
 
     def weights(self) -> list[dict[str, Tensor]]:
         return [self.judged.state_dict()]

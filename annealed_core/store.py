@@ -35,12 +35,13 @@ from annealed_core.targets import check_target
 PACKAGE = Path(__file__).parent
 _CHAINS = ("energies", "targets", "kernels", "fused", "stack", "chain", "objectives")
 _ALL = (*_CHAINS, "evidence", "fields", "spec", "experiment")
-_MNIST = ("flows", "schedules", "mnist", "earlier", "data", "vae", "likelihood", "inference", "folded", "ais", "moves")
+_MNIST = ("flows", "schedules", "mnist", "earlier", "data", "vae")
+_JUDGED = ("likelihood", "inference", "exploration", "folded", "ais", "moves")
 #: The modules whose code can change a result of each experiment.
 CODE = {
     "toy": (*_ALL, "flows", "toys", "watch", "compiled", "judge"),
     "noise_model": (*_CHAINS, "vae", "noise_model", "noise_study"),
-    "mnist": (*_ALL, *_MNIST),
+    "mnist": (*_ALL, *_MNIST, *_JUDGED),
 }
 
 

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from linear_gaussian import FLOAT, Blur, correlated, seen, turned
+from linear_gaussian import FLOAT, Blur, LinearGaussian, correlated, seen, turned
 from torch.distributions import Normal, kl_divergence
 
 from annealed_core import exploration, inference
-from annealed_core.flows import Householder
+from annealed_core.flows import Householder, HouseholderSequence
 from annealed_core.kernels import GatedGaussianPair
 from annealed_core.vae import VAE
 
@@ -153,6 +153,51 @@ def test_a_mode_that_is_not_drawn_loses_its_class_and_no_other():
     assert dropped.coverage == pytest.approx(0.75 * sum(dropped.by_class[c] for c in range(3)) / 3)
 
 
+def orthogonal(shift=0.0, stretch=1.0, kernels=()):
+    """A model whose latents are independent given x too, so that its posterior is exact and q(z) the prior."""
+    weight = torch.zeros(6, 3)
+    weight[0, 0], weight[2, 1], weight[5, 2] = 1.0, 0.3, 2.0
+    return LinearGaussian(weight, shift=shift, stretch=stretch, kernels=kernels)
+
+
+@pytest.mark.parametrize("kernels", [[], [Householder(3).double()]], ids=["plain", "turned"])
+def test_the_aggregate_of_an_exact_posterior_has_the_moments_of_the_prior(kernels):
+    torch.manual_seed(0)
+    model = orthogonal(kernels=kernels)
+    _, x = model.simulate(5000)
+    kl, entropy = exploration.aggregate_gaussian(model, x)
+    assert abs(kl) < 0.002 and entropy == pytest.approx(1.5 * (1 + math.log(2 * math.pi)), abs=0.04)
+
+
+def test_the_aggregate_is_off_the_prior_by_its_shift_and_has_no_bias_from_few_images():
+    torch.manual_seed(0)
+    model = orthogonal(shift=0.5)
+    found = torch.tensor([exploration.aggregate_gaussian(model, model.simulate(40)[1]) for _ in range(200)])
+    (kl, entropy), error = found.mean(0).tolist(), (found.std(0) / 200**0.5).tolist()
+    assert kl == pytest.approx(3 * 0.5**2 / 2, abs=3 * error[0] + 0.01)
+    assert entropy == pytest.approx(1.5 * (1 + math.log(2 * math.pi)), abs=3 * error[1] + 0.01)
+
+
+def test_too_few_images_give_no_covariance():
+    with pytest.raises(ValueError, match=r"^x must have at least 30 images for 3 latents, got 29$"):
+        exploration.aggregate_gaussian(orthogonal(), torch.zeros(29, 6, dtype=FLOAT))
+
+
+@pytest.mark.parametrize("kernels", [[], [HouseholderSequence(3, 2).double()]], ids=["plain", "turned twice"])
+def test_a_latents_information_is_the_entropy_that_the_image_takes(kernels):
+    torch.manual_seed(0)
+    model = orthogonal(stretch=0.5, kernels=kernels)
+    _, x = model.simulate(5000)
+    found = exploration.latent_information(model, x)
+    z = model.posterior(x).rsample(50).z[-1]  # Gaussian in every direction
+    expected = 0.5 * (z.flatten(0, 1).var(0) / z.var(0).mean(0)).log()
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0)
+    if not kernels:  # q(z) is a little narrower than the prior, and given an image half as wide as it should be
+        scale = 0.5 * model.precision.diagonal().rsqrt()
+        exact = 0.5 * (1 - model.precision.diagonal().reciprocal() * 0.75).log() - scale.log()
+        torch.testing.assert_close(found, exact, atol=0.03, rtol=0)
+
+
 def tiny(kernels=()):
     torch.manual_seed(0)
     return VAE(3, 6, kernels).eval()
@@ -188,6 +233,7 @@ def test_explore_is_all_measures_as_plain_values(kernels):
     assert found["active_units"] == active
     assert found["mean_kl"] == terms.mean_kl and found["aggregate_entropy_se"] == terms.aggregate_entropy_se
     assert found["latent_kl"] == exploration.latent_kl(model, x[:40], 16).tolist()
+    assert len(found["latent_information"]) == 3 and found["aggregate_gaussian_entropy"] < 30
     assert found["mean_kl"] == pytest.approx(found["mutual_information"] + found["aggregate_kl"])
     sizes = (found["information_images"], found["coverage_images"], found["coverage_k"])
     assert sizes == (40, 70, 3) and found["information_ceiling"] == math.log(40)

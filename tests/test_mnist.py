@@ -383,3 +383,14 @@ def test_schedules_are_compared_with_the_same_optimiser_rate_and_data():
     assert len(set(given)) == 1
     firsts = [next(data.batches(p.train, 50, p.generator, True, True)) for p in (Mnist([s]) for s in made)]
     assert all(torch.equal(first, firsts[0]) for first in firsts)
+
+
+@pytest.mark.parametrize("decoder", ["independent", "autoregressive"])
+def test_a_run_says_how_much_its_posterior_explores_where_it_is_asked(decoder, store):
+    spec = BASE.replace(method="vae", decoder=decoder, explored_images=20, nll_samples=10, epochs=1)
+    torch.manual_seed(0)
+    found = run(spec).metrics
+    assert len(found["latent_kl"]) == 4 and found["information_images"] == 20 and 0 <= found["coverage"] <= 1
+    assert ("grey_nll" in found) == (decoder == "independent")
+    plain = run(spec.replace(explored_images=0)).metrics
+    assert "latent_kl" not in plain and plain["nll"] == found["nll"] and plain["active_units"] == found["active_units"]
