@@ -261,10 +261,13 @@ class Mnist:
         return [found | (bounds(model, self.test[: self.spec.get("bounds_images")]) if self.spec.bounds_images else {})]
 
     def _explored(self, model: VAE) -> dict[str, Any]:
-        """How much the posterior explores; active units of a thousand images, as without it."""
+        """How much the posterior explores; active units of a thousand images, as without it.
+
+        An autoregressive decoder draws binary images, which are held against binary ones.
+        """
+        real = grey_images(str(self.test.device))[1] if self.spec.decoder == "independent" else self.test
         digits = data.load_mnist()[2].labels
-        grey = grey_images(str(self.test.device))[1]
-        found = exploration.explore(model, self.test, grey, digits, self.spec.get("explored_images"))
+        found = exploration.explore(model, self.test, real, digits, self.spec.get("explored_images"))
         return {name: value for name, value in found.items() if name != "active_units"}
 
     def weights(self) -> list[dict[str, Tensor]]:
