@@ -191,7 +191,7 @@ class Mnist:
         with torch.random.fork_rng():
             torch.manual_seed(self.spec.seed)
             for x in data.batches(self.train, 500, torch.Generator().manual_seed(self.spec.seed)) if layers else ():
-                model.decoder(model.posterior(x).rsample().z[-1])
+                model.joint(x).log_likelihood(model.posterior(x).rsample().z[-1])
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
 

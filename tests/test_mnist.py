@@ -392,5 +392,7 @@ def test_a_run_says_how_much_its_posterior_explores_where_it_is_asked(decoder, s
     found = run(spec).metrics
     assert len(found["latent_kl"]) == 4 and found["information_images"] == 20 and 0 <= found["coverage"] <= 1
     assert ("grey_nll" in found) == (decoder == "independent")
+    averaged = run(spec.replace(explored_images=0, ema=0.5)).metrics
+    assert math.isfinite(averaged["nll"])
     plain = run(spec.replace(explored_images=0)).metrics
     assert "latent_kl" not in plain and plain["nll"] == found["nll"] and plain["active_units"] == found["active_units"]
