@@ -14,9 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from annealed_core import data, exploration, inference, likelihood, objectives
 from annealed_core.earlier import faulty_avo
 from annealed_core.flows import HouseholderSequence, InverseAutoregressive, Planar
-from annealed_core.folded import mean_and_error
+from annealed_core.folded import mean_and_error, part_of
 from annealed_core.kernels import GatedGaussianPair
 from annealed_core.likelihood import importance_sampling
+from annealed_core.paths import LearnedPath
 from annealed_core.spec import Spec
 from annealed_core.targets import geometric_alphas, linear_alphas
 from annealed_core.vae import VAE, with_frozen_kernels
@@ -27,6 +28,7 @@ _AVO_COIN_SEED = 20_182  # which steps of a random mixture are AVO's: the same o
 #: The likelihood of a few validation images, followed through training: every so many epochs, with so many samples.
 FOLLOWED_EPOCHS, FOLLOWED_IMAGES, FOLLOWED_SAMPLES = 5, 500, 100
 GREY_SAMPLES = 100
+PATH_IMAGES, PATH_SAMPLES = 8, 8  # of a batch, and for each of them, in a step that teaches the path
 #: How the few images of `bounds` are annealed: from the posterior, where the path is shorter than from the prior.
 ANNEALING: dict[str, Any] = {"start": "posterior", "n_particles": 8, "n_temperatures": 300}
 
@@ -114,15 +116,17 @@ class Mnist:
         if spec.get("ema"):
             self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(spec.get("ema")))
             self.average.requires_grad_(False)
-        # Together, so that both are in a checkpoint; only the first has gradients.
-        self.model = nn.ModuleList([self.network] if self.average is None else [self.network, self.average])
+        self.path: LearnedPath | None = None
+        if spec.method in ("avo", "mixture"):
+            spaced = geometric_alphas if spec.path == "geometric" else linear_alphas
+            self._spaced = spaced(len(self.network.kernels)).to(device)
+            self.path = LearnedPath(self._spaced, 1).to(device) if spec.path == "learned" else None
+        # Together, so that all are in a checkpoint; the average has no gradients.
+        self.model = nn.ModuleList(m for m in (self.network, self.average, self.path) if m is not None)
         batch = spec.get("batch")
         self.steps_per_record = -(-len(self.train) // batch)
         self.steps: int = self.steps_per_record * spec.get("epochs")
         self.beta = spec.annealing
-        if spec.method in ("avo", "mixture"):
-            alphas = geometric_alphas if spec.path == "geometric" else linear_alphas
-            self.alphas = alphas(len(self.network.kernels)).to(device)
         coins = torch.rand(self.steps, generator=torch.Generator().manual_seed(_AVO_COIN_SEED))
         self._is_avo = (coins < (spec.avo_weight or 0)).tolist() if spec.method == "mixture" else []
         # Of the data's order and binarisation alone, so that all methods with the same seed see the same batches.
@@ -174,10 +178,24 @@ class Mnist:
         whole = objectives.beta_elbo(chain, joint, beta, noise=noise)
         return weight * self._avo(chain, joint, beta, noise) + (1 - weight) * whole
 
+    @property
+    def alphas(self) -> Tensor:
+        """The path's exponents, (T + 1,)."""
+        return self._spaced if self.path is None else self.path().squeeze(-1)
+
     def _avo(self, chain: Any, joint: Any, beta: float, noise: Tensor | None = None) -> Tensor:
+        alphas = self.alphas
         if self.faults:
-            return faulty_avo(chain, joint, self.alphas, beta, self.faults, noise)
-        return objectives.avo(chain, joint, self.alphas, beta, noise=noise)
+            values = faulty_avo(chain, joint, alphas.detach(), beta, self.faults, noise)
+        else:
+            values = objectives.avo(chain, joint, alphas.detach(), beta, noise=noise)
+        return values if self.path is None else values + self._path_fit(chain, joint, alphas)
+
+    def _path_fit(self, chain: Any, joint: Any, alphas: Tensor) -> Tensor:
+        """What teaches the path, from some draws for the first few images: (), with beta at 1 and no other gradient."""
+        images = slice(0, PATH_IMAGES)
+        few = type(joint)(joint.decoder, joint.x[images], joint.dim).frozen()
+        return objectives.path_fit(part_of(chain.detach(), images), few, alphas, PATH_SAMPLES).mean()
 
     @torch.no_grad()
     def _refresh_statistics(self, model: VAE) -> None:
@@ -240,6 +258,8 @@ class Mnist:
             **self._bound(self.test),
         }
         model, images = self.judged.eval(), self.test[: self.spec.get("nll_images")]
+        if self.path is not None:
+            found["alphas"] = self.alphas.tolist()
         estimates = importance_sampling(model, images, self.spec.get("nll_samples"))
         nll, nll_se = mean_and_error(-estimates.log_px)
         found |= {

@@ -33,7 +33,7 @@ from annealed_core.system import replace_file
 from annealed_core.targets import check_target
 
 PACKAGE = Path(__file__).parent
-_CHAINS = ("energies", "targets", "kernels", "fused", "stack", "chain", "objectives")
+_CHAINS = ("energies", "targets", "kernels", "fused", "stack", "chain", "objectives", "paths")
 _ALL = (*_CHAINS, "evidence", "fields", "spec", "experiment")
 _MNIST = ("flows", "schedules", "mnist", "earlier", "data", "vae")
 _JUDGED = ("likelihood", "inference", "exploration", "folded", "ais", "moves")

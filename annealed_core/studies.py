@@ -156,7 +156,7 @@ EXPLORED = 500
 
 
 def schedules() -> list[Spec]:
-    """Every schedule for VAE and HVI; with and without warm-up for the flows and AVO, along both of its paths."""
+    """Every schedule for VAE and HVI; with and without warm-up for the flows and AVO, along each of its paths."""
     annealed: list[dict[str, Any]] = [{"schedule": "constant"}, {}]
     others: list[dict[str, Any]] = [
         {"schedule": "geometric", "gamma": 1.6e-3},
@@ -166,7 +166,7 @@ def schedules() -> list[Spec]:
     ]
     plans: list[dict[str, Any]] = [{"method": m, **plan} for m in ("vae", "hvi") for plan in annealed + others]
     plans += [{"method": m, **plan} for m in ("avo", "planar", "householder", "iaf") for plan in annealed]
-    plans += [{"method": "avo", "path": "geometric", **plan} for plan in annealed]
+    plans += [{"method": "avo", "path": path, **plan} for path in ("geometric", "learned") for plan in annealed]
     return [_short(seed, **plan) for plan in plans for seed in range(5)]
 
 

@@ -14,6 +14,7 @@ from annealed_core.chain import Chain
 from annealed_core.flows import Householder, InverseAutoregressive, Planar, Spline
 from annealed_core.judge import judge
 from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair, ResidualGaussianPair
+from annealed_core.paths import LearnedPath
 from annealed_core.spec import Spec
 from annealed_core.stack import GaussianStack, StackedBase, stack
 from annealed_core.targets import check_target, geometric_alphas, linear_alphas
@@ -66,22 +67,6 @@ def initial_alphas(spec: Spec) -> Tensor:
     """The path's exponents at the start of training, (T + 1,)."""
     n = spec.get("n_transitions")
     return geometric_alphas(n) if spec.path == "geometric" else linear_alphas(n)
-
-
-class LearnedPath(nn.Module):
-    """Exponents 0 = alpha_0 < ... < alpha_T = 1 of M paths with weights to train, from the given ones (T + 1,)."""
-
-    SMALLEST = 1e-3  # of the increments, so that they never vanish
-
-    def __init__(self, alphas: Tensor, n_models: int) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(alphas.diff().log().unsqueeze(-1).repeat(1, n_models))
-
-    def forward(self) -> Tensor:
-        """(T + 1, M)."""
-        shares = torch.softmax(self.logits, 0) * (1 - self.SMALLEST * len(self.logits)) + self.SMALLEST
-        ends = shares.new_zeros((1, shares.shape[1]))
-        return torch.cat([ends, shares.cumsum(0)[:-1], ends + 1])
 
 
 class Toys:

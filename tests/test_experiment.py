@@ -315,7 +315,12 @@ class Killed(BaseException):
     """Stands for a signal: nothing in the package may catch it."""
 
 
-CONTINUED = [TOY, MNIST, MNIST.replace(method="mixture", ema=0.9, lr_schedule="cosine", faults=["grey"])]
+CONTINUED = [
+    TOY,
+    MNIST,
+    MNIST.replace(method="mixture", ema=0.9, lr_schedule="cosine", faults=["grey"]),
+    MNIST.replace(method="avo", path="learned", schedule="cyclical"),
+]
 WHERE = ["after checkpoint 1", "after checkpoint 2", "within checkpoint 2", "before weights", "before result"]
 
 
@@ -329,7 +334,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("spec", CONTINUED, ids=["toy", "mnist", "mnist with averages"])
+@pytest.mark.parametrize("spec", CONTINUED, ids=["toy", "mnist", "with averages", "with a path"])
 def test_a_run_that_was_stopped_ends_as_if_nothing_had_happened(
     store, few, checkpoint_at_every_record, undisturbed, steps_taken, monkeypatch, spec, where
 ):
@@ -400,7 +405,7 @@ def child(spec, kill, *barrier):
     )
 
 
-@pytest.mark.parametrize("spec", CONTINUED, ids=["toy", "mnist", "mnist with averages"])
+@pytest.mark.parametrize("spec", CONTINUED, ids=["toy", "mnist", "with averages", "with a path"])
 def test_a_process_that_was_killed_is_continued_by_another(store, few, undisturbed, steps_taken, spec):
     killed = child(spec, True)
     killed.communicate(timeout=120)

@@ -7,6 +7,7 @@ import torch
 
 from annealed_core import TrainingError, data, mnist, objectives, run
 from annealed_core.earlier import FAULTS, faulty_avo
+from annealed_core.folded import part_of
 from annealed_core.kernels import DiagonalGaussian
 from annealed_core.mnist import Mnist, auto_encoder
 from annealed_core.spec import Spec
@@ -383,6 +384,32 @@ def test_schedules_are_compared_with_the_same_optimiser_rate_and_data():
     assert len(set(given)) == 1
     firsts = [next(data.batches(p.train, 50, p.generator, True, True)) for p in (Mnist([s]) for s in made)]
     assert all(torch.equal(first, firsts[0]) for first in firsts)
+
+
+def test_a_learned_path_is_taught_by_path_fit_alone_and_teaches_nothing_else():
+    problem, x = moved(BASE.replace(path="learned", schedule="constant"))
+    fixed, _ = moved(BASE.replace(schedule="constant"))
+    problem.path.double()
+    torch.testing.assert_close(problem.alphas, torch.tensor([0.0, 0.5, 1.0]).double())
+    torch.manual_seed(1)
+    noise = problem.network.posterior(x).noise()
+    for each in (problem, fixed):
+        each.grads = taught(each, each._avo(each.network.posterior(x), each.network.joint(x), 1.0, noise))
+    for ours, theirs in zip(problem.grads, fixed.grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    taught_path = problem.path.logits.grad.clone()
+    problem.path.zero_grad()
+    torch.manual_seed(1)
+    problem.network.posterior(x).noise()  # the draws for the path come after
+    chain, joint = part_of(problem.network.posterior(x), slice(0, 8)), problem.network.joint(x[:8])
+    objectives.path_fit(chain, joint.frozen(), problem.alphas, 8).mean().backward()
+    torch.testing.assert_close(problem.path.logits.grad, taught_path)
+    assert taught_path.norm() > 0
+
+
+def test_a_learned_path_moves_and_is_part_of_what_a_run_says(store):
+    found = run(BASE.replace(path="learned", nll_samples=10, lr=0.01)).metrics["alphas"]
+    assert found[0] == 0 and found[2] == 1 and 0 < found[1] < 1 and abs(found[1] - 0.5) > 0.005
 
 
 @pytest.mark.parametrize("decoder", ["independent", "autoregressive"])

@@ -54,10 +54,6 @@ BAD = [
     ({"experiment": "mnist", "method": None}, f"unknown method None: for 'mnist' choose one of {MNIST_METHODS}"),
     ({"experiment": "mnist", "ema": 1.0}, "impossible ema 1.0: ema takes a number in [0, 1)"),
     ({"experiment": "mnist", "base": "x"}, "unknown base 'x': base takes one of encoder, prior"),
-    (
-        {"experiment": "mnist", "path": "learned"},
-        "impossible path 'learned': on MNIST path takes one of linear, geometric",
-    ),
     ({"faults": [["grey"]]}, f"impossible faults [['grey']]: faults takes a list of some of {', '.join(FAULTS)}"),
     ({"bounds_images": 1}, "impossible bounds_images 1: bounds_images takes 0, or a whole number from 2 to 10,000"),
     ({"faults": ["gray"]}, f"impossible faults ['gray']: faults takes a list of some of {', '.join(FAULTS)}"),

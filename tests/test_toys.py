@@ -10,11 +10,12 @@ from annealed_core.chain import Chain
 from annealed_core.experiment import TrainingError, find, run
 from annealed_core.fields import KERNELS, METHODS
 from annealed_core.kernels import DiagonalGaussian
+from annealed_core.paths import LearnedPath
 from annealed_core.spec import Spec
 from annealed_core.store import Folder
 from annealed_core.sweep import stacks, sweep
 from annealed_core.targets import ENERGIES, Energy
-from annealed_core.toys import LearnedPath, Toys
+from annealed_core.toys import Toys
 from annealed_core.watch import Watched
 
 SMALL = Spec(
