@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from annealed_core.folded import CHUNK_ROWS, part_of, posterior_of, slices
-from annealed_core.inference import active_units, aggregate_kl
+from annealed_core.inference import aggregate_kl
 from annealed_core.moves import check_whole
 
 _SPACING = 4  # m of Vasicek's estimator
@@ -41,7 +41,10 @@ def latent_kl(model: Any, x: Tensor, n_samples: int = 256) -> Tensor:
         model, x: as for `likelihood.importance_sampling`, with its errors.
         n_samples: at least 2.
     """
-    squares, entropies = _marginals(model, x, n_samples)
+    return _kl(*_marginals(model, x, n_samples))
+
+
+def _kl(squares: Tensor, entropies: Tensor) -> Tensor:
     return 0.5 * (squares + math.log(2 * math.pi)) - entropies
 
 
@@ -49,8 +52,8 @@ def latent_kl(model: Any, x: Tensor, n_samples: int = 256) -> Tensor:
 def latent_information(model: Any, x: Tensor, n_samples: int = 256, n_images: int = 500) -> Tensor:
     """I(x; z_i) of each latent in nats, H(q(z_i)) - E_x H(q(z_i | x)): (latents,), in double precision.
 
-    Its ceiling of log n, for n images, is out of reach of a single latent, as it is not for I(x; z). The sum over
-    latents is not I(x; z): latents may repeat each other, or say more together.
+    Unlike the estimate of I(x; z) by a mixture of n posteriors it has no ceiling of log n. The sum over latents is not
+    I(x; z): latents may repeat each other, or say more together.
 
     Args:
         model, x, n_samples: as for `latent_kl`; the entropy of the aggregate is Vasicek's, of one draw for each image.
@@ -149,10 +152,10 @@ def coverage(real: Tensor, generated: Tensor, labels: Tensor | None = None, k: i
 
 @torch.no_grad()
 def prior_samples(model: Any, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """Pixel probabilities that a `VAE` decodes from n draws of z ~ N(0, I), in evaluation mode: (n, pixels).
+    """What a `VAE` decodes from n draws of z ~ N(0, I), see `VAE.decode`, in evaluation mode: (n, pixels).
 
-    The draws come from `generator`, or else from torch's random state. Raises ValueError for a model in training mode
-    and for an n that is not a whole number from 1.
+    The draws of z come from `generator`, or else from torch's random state. Raises ValueError for a model in training
+    mode and for an n that is not a whole number from 1.
     """
     check_whole(n=n)
     if model.training:
@@ -168,8 +171,9 @@ def aggregate_gaussian(model: Any, x: Tensor) -> tuple[float, float]:
     """KL(N(m, S) || N(0, I)) and the entropy of N(m, S) in nats, for mean m and covariance S of the aggregate q(z).
 
     Of one draw for each image. Unlike `inference.aggregate_kl` it has no ceiling in the number of images n: of its KL
-    about latents * (latents + 3) / (4 n) is chance, which is subtracted from it and added to the entropy. The entropy
-    is at least that of q(z); of a q(z) with structure finer than its covariance the KL is less than KL(q(z) || p).
+    about latents * (latents + 3) / (4 n) is chance, which is subtracted; the entropy is by latents * (latents + 1) /
+    (4 n) too low by chance, which is added. The entropy is at least that of q(z); of a q(z) with structure finer than
+    its covariance the KL is less than KL(q(z) || p).
 
     Args:
         model: see the module.
@@ -207,22 +211,26 @@ def explore(
         grey: images with values from 0 to 1, (m, 784), of which the first `n_coverage` are held against as many decoded
             draws from the prior.
         labels: digits of the grey images, (m,).
-        n_samples: of `latent_kl` and `active_units`.
+        n_samples: of `latent_kl` and `latent_information`.
         n_reverse: of `aggregate_kl`.
         k: of `coverage`.
 
-    Its keys are `active_units`; `aggregate_gaussian_kl` and `aggregate_gaussian_entropy`; the fields of `AggregateKL`;
-    `latent_kl` and `latent_information`, in the latents' order; `coverage`, `density`
-    and `coverage_by_digit`, a list in which a digit that no image shows is None; and what they were taken with:
-    `information_images`, `information_ceiling`, which is the log of that, `coverage_images` and `coverage_k`.
+    Its keys are the fields of `AggregateKL`; `aggregate_gaussian_kl` and `aggregate_gaussian_entropy`; `latent_kl` and
+    `latent_information`, in the latents' order; `coverage`, `density` and `coverage_by_digit`, a list in which a digit
+    that no image shows is None; and what they were taken with: `information_images`, `information_ceiling`, which is
+    the log of that, `coverage_images` and `coverage_k`.
     """
     check_whole(n_images=n_images, n_coverage=n_coverage)
     whole, x, grey, labels = x, x[:n_images], grey[:n_coverage], labels[:n_coverage]
     covered = coverage(grey, prior_samples(model, len(grey)), labels, k)
-    found = {
-        "active_units": active_units(model, x, n_samples=n_samples)[0],
+    gaussian_kl, gaussian_entropy = aggregate_gaussian(model, whole)
+    squares, entropies = _marginals(model, x, n_samples)
+    return {
         **asdict(aggregate_kl(model, x, n_reverse=n_reverse)),
-        "latent_kl": latent_kl(model, x, n_samples).tolist(),
+        "aggregate_gaussian_kl": gaussian_kl,
+        "aggregate_gaussian_entropy": gaussian_entropy,
+        "latent_kl": _kl(squares, entropies).tolist(),
+        "latent_information": (_entropy(posterior_of(model, whole).rsample().z[-1]) - entropies).tolist(),
         "information_images": len(x),
         "information_ceiling": math.log(len(x)),
         "coverage": covered.coverage,
@@ -231,7 +239,3 @@ def explore(
         "coverage_images": covered.n_real,
         "coverage_k": k,
     }
-    gaussian_kl, gaussian_entropy = aggregate_gaussian(model, whole)
-    information = latent_information(model, whole, n_samples, n_images).tolist()
-    moments = {"aggregate_gaussian_kl": gaussian_kl, "aggregate_gaussian_entropy": gaussian_entropy}
-    return found | moments | {"latent_information": information}

@@ -74,9 +74,14 @@ def record(profile: str, name: str, runs: Sequence[Run | Result], every: int = 0
     With `every`, one line of their histories out of so many is kept too, the last one among them.
 
     Only `make record` does so, by setting $ANNEALED_RECORD: whoever just looks at a full run changes no committed file.
+    Raises ValueError for a run with a target or schedule of one's own, which could not be read back.
     """
     if not os.environ.get("ANNEALED_RECORD"):
         return
+    for run in runs:
+        for field in ("target", "schedule"):
+            if not isinstance(own := getattr(run.spec, field, None), str | None):
+                raise ValueError(f"{field} must be one that has a name, to be recorded, got {own!r}")
     path = _folder() / profile / f"{name}.json"
     records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     known = {json.dumps(old["spec"], sort_keys=True): old for old in records}

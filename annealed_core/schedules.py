@@ -1,8 +1,8 @@
 """Schedules of the annealing factor: step -> value in [0, 1], checked once, when they are made.
 
-`linear` and `cyclical` end at 1 and `geometric` approaches it, so that training ends with the plain objective or near
-it. All raise ValueError, naming the field, for settings that would leave [0, 1] or never end; `checked` does the same
-for any callable.
+`linear` and `cyclical` come to 1 and `geometric` approaches it, given enough steps, so that training ends with the
+plain objective or near it. All raise ValueError, naming the field, for settings that would leave [0, 1] or never get
+there; `checked` does the same for any callable.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+_ROUNDING = 1e-9  # so near to 0 or 1, a callable's value counts as that
 
 
 @dataclass(frozen=True)
@@ -104,19 +106,24 @@ def checked(schedule: Callable[[int], Any], n_steps: int, may_end_below_one: boo
         may_end_below_one: warn of a last value below 1 instead of refusing it. With beta the model is then trained on
             a weaker penalty than it is judged by, which may be meant; with alpha it would learn another target.
 
-    Raises ValueError, with the value and its step, where the schedule leaves [0, 1] or does not end at 1.
+    Raises ValueError, with the value and its step, where the schedule leaves [0, 1] or does not end at 1, each by more
+    than rounding does, or gives no number.
     """
     if not callable(schedule):
         raise ValueError(f"schedule must be a function of the step, got {schedule!r}")
     name = str(getattr(schedule, "name", None) or getattr(schedule, "__name__", type(schedule).__name__))
     values = []
     for step in range(n_steps):
-        value = float(schedule(step))
-        if not 0 <= value <= 1:
-            raise ValueError(f"schedule {name} must stay in [0, 1], got {value:g} at step {step:,}")
-        values.append(value)
+        value = schedule(step)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"schedule {name} must give numbers, got {value!r} at step {step:,}") from None
+        if not -_ROUNDING <= number <= 1 + _ROUNDING:
+            raise ValueError(f"schedule {name} must stay in [0, 1], got {number!r} at step {step:,}")
+        values.append(0.0 if number < _ROUNDING else 1.0 if number > 1 - _ROUNDING else number)
     if values and values[-1] < 1:
-        said = f"schedule {name} should end at 1, got {values[-1]:g} at step {n_steps - 1:,}, its last"
+        said = f"schedule {name} should end at 1, got {values[-1]!r} at step {n_steps - 1:,}, its last"
         if not may_end_below_one:
             raise ValueError(said.replace("should", "must"))
         warnings.warn(said, stacklevel=2)

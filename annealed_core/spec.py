@@ -12,6 +12,7 @@ from annealed_core.fields import METHODS, refuse_unless_valid
 from annealed_core.schedules import SCHEDULES, Schedule, checked
 
 _AVO = ("avo", "calibrated", "mixture")  # what follows a path
+SCHEDULED = ("beta0", "gamma", "cycles", "ratio", "shape")  # what only some schedules have
 _HIERARCHICAL = ("hvi", "avo", "mixture")  # chains of stochastic kernels on MNIST
 
 #: What each experiment's fields are unless a spec says otherwise; a field that is not listed does not apply to it.
@@ -177,6 +178,8 @@ class Spec:
                 if field.name not in ("experiment", "method", "seed", *defaults):
                     kernel = f" with kernel {self.kernel!r}" if self.kernel not in (None, "gated") else ""
                     where = f"method {self.method!r}{kernel} of experiment {self.experiment!r}"
+                    if field.name in SCHEDULED and self.experiment == "mnist":
+                        where += f" with schedule {self.schedule or defaults['schedule']!r}"
                     raise ValueError(f"{field.name} does not apply to {where}, got {value!r}")
                 refuse_unless_valid(field.name, value)
                 if field.type.startswith("float"):
@@ -197,18 +200,31 @@ class Spec:
         if lone and self.layers == "plain":
             alone = f"the last of {self.train_images} images would be alone in its batch"
             raise ValueError(f"impossible batch {self.batch}: {alone}, which batch normalisation can't take")
+        if self.path == "learned" and self.experiment == "mnist" and self.avo_weight == 0:
+            raise ValueError("impossible avo_weight 0: a learned path takes AVO to be trained")
+        if self.explored_images and 10 * self.get("latents") > 10_000:
+            raise ValueError(f"impossible latents {self.latents}: with explored_images, latents takes at most 1,000")
         if self.experiment == "mnist":
             self._refuse_unless_annealed()
 
     def _refuse_unless_annealed(self) -> None:
-        """Look at the whole schedule."""
+        """Look at the whole schedule, once: a function given is not asked again."""
         if self.schedule == "cyclical" and self.get("cycles") > self.n_steps:
             raise ValueError(f"impossible cycles {self.cycles}: there are {self.n_steps:,} steps in all")
-        end = self.annealing(self.n_steps - 1)
-        if self.anneals in ("alpha", "capacity") and end < 1:
-            name = self.schedule if isinstance(self.schedule, str) else "given"
-            ends = f"it ends at {end:.3g} at step {self.n_steps - 1:,}"
-            raise ValueError(f"impossible schedule {name!r}: {ends}, and what anneals {self.anneals!r} must end at 1")
+        must_end = self.anneals in ("alpha", "capacity")
+        if self.schedule == "constant":
+            made = SCHEDULES["constant"]()
+        elif self.schedule == "cyclical":
+            made = SCHEDULES["cyclical"](self.n_steps, self.cycles, self.ratio, self.shape)
+        elif isinstance(self.get("schedule"), str):
+            made = SCHEDULES[self.get("schedule")](self.beta0, self.gamma)
+        else:
+            made = checked(self.get("schedule"), self.n_steps, may_end_below_one=not must_end)
+        last = self.n_steps - 1
+        if must_end and made(last) < 1:
+            ends = f"it ends at {made(last)!r} at step {last:,}"
+            raise ValueError(f"impossible schedule {self.schedule!r}: {ends}, and {self.anneals!r} must end at 1")
+        object.__setattr__(self, "_annealing", made)
 
     def _defaults(self) -> dict[str, Any]:
         defaults = dict(DEFAULTS[self.experiment])
@@ -222,7 +238,7 @@ class Spec:
             unused |= set() if self.method in _AVO else {"path", "faults"}
             unused |= set() if self.method == "iwae" else {"iwae_samples"}
             unused |= {"anneals"} if self.method in (*_AVO, "iwae") else set()
-            unused |= set() if self.anneals == "capacity" else {"capacity"}
+            unused |= set() if self.anneals == "capacity" and "anneals" not in unused else {"capacity"}
             schedule = self.schedule or defaults["schedule"]
             unused |= set() if schedule in ("linear", "geometric") else {"beta0", "gamma"}
             unused |= set() if schedule == "cyclical" else {"cycles", "ratio", "shape"}
@@ -266,17 +282,9 @@ class Spec:
 
     @property
     def annealing(self) -> Schedule:
-        """MNIST: the schedule that the fields describe; ValueError where a given one leaves [0, 1] or doesn't end at 1.
-
-        With beta, one that ends below 1 is warned of.
-        """
-        if self.schedule == "constant":
-            return SCHEDULES["constant"]()
-        if self.schedule == "cyclical":
-            return SCHEDULES["cyclical"](self.n_steps, self.cycles, self.ratio, self.shape)
-        if isinstance(self.get("schedule"), str):
-            return SCHEDULES[self.get("schedule")](self.beta0, self.gamma)
-        return checked(self.get("schedule"), self.n_steps, may_end_below_one=self.anneals in (None, "beta"))
+        """MNIST: the schedule that the fields describe, looked at when the spec was made."""
+        made: Schedule = self._annealing  # type: ignore[attr-defined]
+        return made
 
     @property
     def target_object(self) -> Any:

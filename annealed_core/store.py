@@ -121,8 +121,9 @@ def describe(spec: Any) -> dict[str, Any]:
     if "target" in fields and not isinstance(spec.target, str):
         fields["target"] = f"{type(spec.target).__name__}:{_fingerprint(spec.target)[:16]}"
     if not isinstance(fields.get("schedule", ""), str):
-        values = ",".join(repr(spec.annealing(step)) for step in range(spec.n_steps))
-        fields["schedule"] = f"{spec.annealing.name}:{hashlib.sha256(values.encode()).hexdigest()[:16]}"
+        schedule = spec.annealing
+        values = ",".join(repr(schedule(step)) for step in range(spec.n_steps))
+        fields["schedule"] = f"{schedule.name}:{hashlib.sha256(values.encode()).hexdigest()[:16]}"
     return fields
 
 

@@ -63,7 +63,7 @@ def stacks(specs: Sequence[Spec], processes: int) -> list[list[Spec]]:
     alike: dict[Any, list[Spec]] = {}
     for spec in specs:
         shared = stack_key(spec)
-        alike.setdefault(spec if shared is None else shared, []).append(spec)
+        alike.setdefault(id(spec) if shared is None else shared, []).append(spec)
     groups = []
     for members in alike.values():
         targets = list({_identity(spec): None for spec in members})  # in the order of their first

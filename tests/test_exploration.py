@@ -228,12 +228,14 @@ def test_explore_is_all_measures_as_plain_values(kernels):
     covered = exploration.coverage(grey[:70], exploration.prior_samples(model, 70), labels[:70], 3)
     assert (found["coverage"], found["density"]) == (covered.coverage, covered.density)
     assert found["coverage_by_digit"] == [*(covered.by_class[digit] for digit in range(9)), None]
-    active = inference.active_units(model, x[:40], n_samples=16)[0]
+    moments = exploration.aggregate_gaussian(model, x)
+    squares, entropies = exploration._marginals(model, x[:40], 16)
+    kl = exploration._kl(squares, entropies)
     terms = inference.aggregate_kl(model, x[:40])
-    assert found["active_units"] == active
+    whole = exploration._entropy(model.posterior(x).rsample().z[-1])
+    assert (found["aggregate_gaussian_kl"], found["aggregate_gaussian_entropy"]) == moments
     assert found["mean_kl"] == terms.mean_kl and found["aggregate_entropy_se"] == terms.aggregate_entropy_se
-    assert found["latent_kl"] == exploration.latent_kl(model, x[:40], 16).tolist()
-    assert len(found["latent_information"]) == 3 and found["aggregate_gaussian_entropy"] < 30
+    assert found["latent_kl"] == kl.tolist() and found["latent_information"] == (whole - entropies).tolist()
     assert found["mean_kl"] == pytest.approx(found["mutual_information"] + found["aggregate_kl"])
     sizes = (found["information_images"], found["coverage_images"], found["coverage_k"])
     assert sizes == (40, 70, 3) and found["information_ceiling"] == math.log(40)

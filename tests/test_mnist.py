@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from annealed_core import TrainingError, data, mnist, objectives, run
+from annealed_core.chain import Chain
 from annealed_core.earlier import FAULTS, faulty_avo
 from annealed_core.folded import part_of
 from annealed_core.kernels import DiagonalGaussian
 from annealed_core.mnist import Mnist, auto_encoder
+from annealed_core.paths import LearnedPath
 from annealed_core.spec import Spec
 from annealed_core.targets import linear_alphas
 
@@ -378,11 +380,12 @@ def half(step):
     return 0.5 if step == 0 else 1.0
 
 
-def test_schedules_are_compared_with_the_same_optimiser_rate_and_data():
-    made = [BASE.replace(schedule=name) for name in ("constant", "linear", "geometric", "cyclical")]
-    given = [(s.lr, s.lr_schedule, s.beta1, s.batch, s.seed) for s in made]
-    assert len(set(given)) == 1
-    firsts = [next(data.batches(p.train, 50, p.generator, True, True)) for p in (Mnist([s]) for s in made)]
+def test_under_every_schedule_a_run_starts_from_the_same_weights_and_sees_the_same_images():
+    made = [Mnist([BASE.replace(schedule=name)]) for name in ("constant", "linear", "geometric", "cyclical")]
+    for other in made[1:]:
+        pairs = zip(made[0].network.parameters(), other.network.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    firsts = [next(data.batches(p.train, 50, p.generator, True, True)) for p in made]
     assert all(torch.equal(first, firsts[0]) for first in firsts)
 
 
@@ -401,10 +404,48 @@ def test_a_learned_path_is_taught_by_path_fit_alone_and_teaches_nothing_else():
     problem.path.zero_grad()
     torch.manual_seed(1)
     problem.network.posterior(x).noise()  # the draws for the path come after
-    chain, joint = part_of(problem.network.posterior(x), slice(0, 8)), problem.network.joint(x[:8])
-    objectives.path_fit(chain, joint.frozen(), problem.alphas, 8).mean().backward()
+    chain, joint = part_of(problem.network.posterior(x), slice(0, 1)), problem.network.joint(x[:1])
+    objectives.path_fit(chain, joint.frozen(), problem.alphas, mnist.PATH_SAMPLES).mean().backward()
     torch.testing.assert_close(problem.path.logits.grad, taught_path)
     assert taught_path.norm() > 0
+
+
+def test_a_path_is_learned_to_where_its_optimum_is_in_as_many_dimensions():
+    """From N(0, I) to N(0.5, 1.2^2 I) by kernels that do nothing: the best exponents by numerical optimisation."""
+    torch.manual_seed(0)
+    path, dim = LearnedPath(linear_alphas(5), 1).double(), 40
+    base = DiagonalGaussian(torch.zeros(dim).double(), torch.ones(dim).double())
+    chain = Chain(base, [Still() for _ in range(5)])
+    optimiser = torch.optim.Adam(path.parameters(), 0.02)
+    for _ in range(400):
+        optimiser.zero_grad()
+        (-objectives.path_fit(chain, Wide(dim), path().squeeze(-1), mnist.PATH_SAMPLES).mean()).backward()
+        optimiser.step()
+    exact = torch.tensor([0.0, 0.243, 0.462, 0.659, 0.838, 1.0]).double()
+    torch.testing.assert_close(path().squeeze(-1).detach(), exact, atol=0.12, rtol=0)
+
+
+class Still:
+    """A kernel that leaves z as it is."""
+
+    def __call__(self, z, context=None, noise=None):
+        return z, z.new_zeros(z.shape[:-1])
+
+
+class Wide:
+    """N(0.5, 1.2^2 I)."""
+
+    def __init__(self, dim):
+        self.dim = dim
+
+    def log_prob(self, z):
+        return -((z - 0.5) / 1.2).square().sum(-1) / 2
+
+
+@pytest.mark.parametrize("path", ["linear", "learned"])
+def test_a_run_that_diverges_is_kept_as_failed(path, store):
+    with pytest.raises(TrainingError, match="train_objective became"):
+        run(BASE.replace(path=path, lr=1e8))
 
 
 def test_a_learned_path_moves_and_is_part_of_what_a_run_says(store):

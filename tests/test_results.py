@@ -32,6 +32,18 @@ def test_records_are_read_back_as_they_were_to_seven_digits(folder):
     assert "2 runs, 2 seeds" in results.provenance(found)
 
 
+def test_what_could_not_be_read_back_is_not_recorded(folder):
+    class Bowl:
+        dim = 2
+
+        def log_prob(self, z):
+            return -z.square().sum(-1)
+
+    with pytest.raises(ValueError, match=r"^target must be one that has a name, to be recorded, got "):
+        results.record("full", "toy", [run(SPECS[0].replace(target=Bowl()))])
+    assert not folder.exists()
+
+
 def test_recording_the_same_runs_again_changes_nothing(folder, monkeypatch):
     runs = [run(spec) for spec in SPECS]
     results.record("full", "toy", runs)

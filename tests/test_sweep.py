@@ -9,7 +9,7 @@ from annealed_core import experiment, schedules
 from annealed_core import sweep as sweep_function
 from annealed_core.experiment import TrainingError
 from annealed_core.spec import Spec
-from annealed_core.sweep import _travels, cores, sweep
+from annealed_core.sweep import _travels, cores, stacks, sweep
 
 SPECS = [
     Spec(
@@ -97,6 +97,21 @@ class Plain:
 
     def log_prob(self, z):
         return -z.square().sum(-1)
+
+
+@dataclass
+class Ramp:
+    """A schedule as a plain dataclass, which has no hash."""
+
+    steps: int = 1
+
+    def __call__(self, step):
+        return min(1.0, step / self.steps)
+
+
+def test_a_schedule_without_a_hash_can_be_swept():
+    few = {"experiment": "mnist", "method": "vae", "train_images": 640, "epochs": 1}
+    assert len(stacks([Spec(**few, schedule=Ramp(), seed=seed) for seed in (0, 1)], 2)) == 2
 
 
 def test_a_target_without_a_hash_can_be_swept(store):
