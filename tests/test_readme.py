@@ -76,3 +76,24 @@ def test_the_cost_of_the_earlier_faults_is_that_of_the_committed_runs():
     every, clean = tuple(FAULTS), select(anatomy, faults=())
     costs = [paired(select(anatomy, faults=faults), clean, "nll").text() for faults in (every, every[1:])]
     assert "all of them cost {} nats, all but the first {}:".format(*costs) in " ".join(README.split())
+
+
+def test_what_schedules_change_is_what_the_committed_runs_say():
+    found, words = results.load("full", "schedules"), " ".join(README.split())
+    rise, none = {"schedule": "linear", "path": None, "anneals": "beta"}, {"schedule": "constant", "anneals": "beta"}
+
+    def shift(method, ours, theirs):
+        return paired(select(found, method=method, **ours), select(found, method=method, **theirs), "nll").text()
+
+    along = [{"schedule": name, "path": "linear"} for name in ("linear", "constant")]
+    values = shift("vae", rise, none), shift("iaf", rise, none), shift("avo", *along)
+    assert "{} nats for the VAE, {} for an inverse autoregressive flow and {} for HVI-AVO,".format(*values) in words
+    cycles = shift("vae", {"schedule": "cyclical", "shape": "linear"}, rise)
+    alpha = shift("vae", {"anneals": "alpha"}, none)
+    assert f"make {cycles} nats of difference to the VAE, and tempering the whole energy costs it {alpha}." in words
+    collapse = results.load("full", "collapse")
+    kl = [
+        mean_metric(collapse, "kl", **plan).text()
+        for plan in ({"schedule": "constant"}, {"schedule": "linear"}, {"schedule": "cyclical", "shape": "linear"})
+    ]
+    assert "the KL is {} nats without annealing, {} after one rise and {} after four cycles".format(*kl) in words
