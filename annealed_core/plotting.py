@@ -87,7 +87,15 @@ def show(figure: Figure, caption: str, alt: str) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.06, metadata={"Software": None})
     plt.close(figure)
-    _show_png(buffer.getvalue(), caption, alt)
+    _show_png(smaller(buffer.getvalue()), caption, alt)
+
+
+def smaller(png: bytes) -> bytes:
+    """The same picture in 256 colours: a third of the size, for the eye no difference."""
+    buffer = io.BytesIO()
+    picture = PIL.Image.open(io.BytesIO(png)).convert("RGB")
+    picture.quantize(256, dither=PIL.Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue() if len(buffer.getvalue()) < len(png) else png
 
 
 def _show_png(png: bytes, caption: str, alt: str) -> None:
