@@ -10,6 +10,7 @@ from typing import Any
 from annealed_core import targets
 from annealed_core.earlier import FAULTS
 from annealed_core.schedules import SCHEDULES, SHAPES
+from annealed_core.vae import DECODERS
 
 METHODS = {
     "toy": ("elbo", "alpha", "iwae", "avo", "calibrated", "mixture"),
@@ -101,7 +102,7 @@ FIELDS: dict[str, _Field] = {
     "ratio": _real(0, 1, open_low=True),
     "shape": _choice(*SHAPES),
     "capacity": _real(0, math.inf),
-    "decoder": _choice("independent", "autoregressive"),
+    "decoder": _choice(*DECODERS),
     "beta0": _real(0, 1),
     "gamma": _real(0, 1, open_low=True),
     "avo_weight": _real(0, 1),
