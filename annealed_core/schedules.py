@@ -8,6 +8,7 @@ there; `checked` does the same for any callable.
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from functools import partial
 from typing import Any
 
 _ROUNDING = 1e-9  # so near to 0 or 1, a callable's value counts as that
+_NEAR = 0.95  # a warm-up that ends training below this is warned of
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,34 @@ def checked(schedule: Callable[[int], Any], n_steps: int, may_end_below_one: boo
         said = f"schedule {name} should end at 1, got {values[-1]!r} at step {n_steps - 1:,}, its last"
         if not may_end_below_one:
             raise ValueError(said.replace("should", "must"))
-        warnings.warn(said, stacklevel=2)
+        warn(said)
     return Schedule(name, partial(_table, tuple(values)))
 
 
 def _table(values: tuple[float, ...], step: int) -> float:
     return values[min(step, len(values) - 1)]
+
+
+def warn_if_far_from_one(kind: str, beta0: float, gamma: float, n_steps: int) -> None:
+    """Warn where "linear" or "geometric" ends training below 0.95, and say which gamma would not."""
+    last = n_steps - 1
+    value = SCHEDULES[kind](beta0, gamma)(last)
+    if value >= _NEAR:
+        return
+    said = f"schedule {kind!r} should end near 1, where models are judged, got {value:.3g} at step {last:,}, its last"
+    if last:
+        left = (1 - _NEAR) / (1 - beta0)  # of the distance to 1, at the end
+        enough = 1 - left ** (1 / last) if kind == "geometric" else (1 - left) * (1 - beta0) / last
+        said += f": gamma {gamma:g} must be {enough:.2g} or more to come to {_NEAR}"
+    warn(said)
+
+
+def warn(message: str) -> None:
+    """A warning that names the line outside of this package which caused it."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

@@ -9,7 +9,7 @@ from typing import Any
 from annealed_core import targets
 from annealed_core.earlier import FAULTS
 from annealed_core.fields import METHODS, refuse_unless_valid
-from annealed_core.schedules import SCHEDULES, Schedule, checked
+from annealed_core.schedules import SCHEDULES, Schedule, checked, warn_if_far_from_one
 
 _AVO = ("avo", "calibrated", "mixture")  # what follows a path
 SCHEDULED = ("beta0", "gamma", "cycles", "ratio", "shape")  # what only some schedules have
@@ -224,6 +224,8 @@ class Spec:
         if must_end and made(last) < 1:
             ends = f"it ends at {made(last)!r} at step {last:,}"
             raise ValueError(f"impossible schedule {self.schedule!r}: {ends}, and {self.anneals!r} must end at 1")
+        if self.schedule in ("linear", "geometric"):
+            warn_if_far_from_one(self.schedule, self.get("beta0"), self.get("gamma"), self.n_steps)
         object.__setattr__(self, "_annealing", made)
 
     def _defaults(self) -> dict[str, Any]:

@@ -192,6 +192,25 @@ def test_a_function_that_leaves_0_1_or_does_not_end_at_1_is_refused_or_warned_of
             Spec("mnist", "vae", anneals=anneals, gamma=2e-3, train_images=640, epochs=1)
 
 
+@pytest.mark.parametrize("kind", ["linear", "geometric"])
+@pytest.mark.parametrize("make", [lambda **fields: Spec("mnist", "vae", **fields), Spec("mnist", "vae").replace])
+def test_a_warm_up_that_is_too_slow_for_the_training_is_warned_of_where_it_is_asked_for(kind, make):
+    few = {"schedule": kind, "train_images": 6400, "epochs": 2}  # 200 steps
+    with pytest.warns(
+        UserWarning, match=r"end near 1.* at step 199, its last: gamma 0.0002 must be \S+ or more"
+    ) as seen:
+        make(**few)
+    assert seen[0].filename == __file__
+    enough = float(re.search(r"must be (\S+) or more", str(seen[0].message))[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert make(**few, gamma=1.02 * enough).annealing(199) == pytest.approx(0.95, abs=0.03)
+        Spec("mnist", "vae", schedule=kind)  # the report's configuration
+        Spec("mnist", "vae", schedule="constant", train_images=64, epochs=1)
+    with pytest.warns(UserWarning, match=r"got 0.2 at step 0, its last$"):
+        Spec("mnist", "vae", schedule=kind, train_images=64, epochs=1)
+
+
 @pytest.mark.parametrize("method", ["avo", "mixture", "iwae"])
 def test_avo_and_iwae_are_annealed_by_beta_alone(method):
     with pytest.raises(ValueError, match=r"^anneals does not apply"):
