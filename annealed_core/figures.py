@@ -123,20 +123,24 @@ def heat_maps(
         labels: of the vertical axis, of the horizontal axis and of the values.
         width: in inches.
     """
-    figure, axes = panels(1, len(maps), width, width / len(maps) * 1.05 + 0.5, sharey=True)
+    wide = min(len(maps), 3)
+    high = -(-len(maps) // wide)
+    figure, axes = panels(high, wide, width, high * width / wide * 0.72, sharey=True)
     top = max(value for values in maps.values() for line in values for value in line)
-    for ax, (method, values) in zip(axes[0], maps.items(), strict=True):
+    for place, (ax, (method, values)) in enumerate(zip(axes.flat, maps.items(), strict=False)):
         image = ax.imshow(values, vmin=0, vmax=top, cmap="mako_r", aspect="auto")
         for row, line in enumerate(values):
             for column, value in enumerate(line):
-                shade = "white" if value > 0.5 * top else "black"
-                ax.text(column, row, f"{value:.1f}", ha="center", va="center", color=shade, fontsize="x-small")
-        ax.set_xticks(range(len(columns)), columns, fontsize="x-small")
+                shade = "white" if value > 0.35 * top else "black"
+                ax.text(column, row, f"{value:.1f}", ha="center", va="center", color=shade, fontsize="small")
+        ax.set_xticks(range(len(columns)), columns)
         ax.set_yticks(range(len(rows)), rows)
-        ax.set(title=NAMES.get(method, method), xlabel=labels[1])
+        ax.set(title=NAMES.get(method, method), ylabel="" if place % wide else labels[0])
+        ax.set_xlabel(labels[1] if place + wide >= len(maps) else "")
         ax.tick_params(length=0)
-    axes[0, 0].set_ylabel(labels[0])
-    figure.colorbar(image, ax=axes[0].tolist(), label=labels[2], shrink=0.8)
+    for ax in axes.flat[len(maps) :]:
+        ax.set_axis_off()
+    figure.colorbar(image, ax=axes.ravel().tolist(), label=labels[2], shrink=0.8)
     return figure
 
 

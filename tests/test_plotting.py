@@ -184,3 +184,12 @@ def test_heat_maps_share_a_scale_and_write_each_value():
     assert [text.get_text() for text in first.texts] == ["0.0", "1.0", "2.0", "0.5"]
     assert [label.get_text() for label in first.get_yticklabels()] == ["0", "0.2"] and second.get_title("left") == "HVI"
     plt.close(figure)
+
+
+def test_many_heat_maps_stand_in_rows_of_three():
+    maps = {name: [[0.0, 1.0], [2.0, 0.5]] for name in ("vae", "hvi", "avo", "iaf", "householder")}
+    figure = figures.heat_maps(maps, ["0", "0.2"], ["a", "b"], ("y", "x", "nats"))
+    assert [ax.get_ylabel() for ax in figure.axes[:5]] == ["y", "", "", "y", ""]
+    assert [ax.get_xlabel() for ax in figure.axes[:5]] == ["", "", "x", "x", "x"]
+    assert not figure.axes[5].axison  # the sixth place stays empty
+    plt.close(figure)
