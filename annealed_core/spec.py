@@ -111,8 +111,8 @@ class Spec:
         anneals: what the schedule multiplies: "beta" all but the likelihood (deterministic warm-up), "alpha" the whole
             energy log p(x, z), "capacity" the KL term's target (Burgess et al. 2018). AVO and IWAE take beta alone.
         schedule: "constant" (1), "linear", "geometric", "cyclical", or any function of the step, see `schedules`.
-        beta0, gamma: where it starts, and what it rises by; of "linear" and "geometric". There is a warning, which names
-            a gamma, where training ends below 0.95.
+        beta0, gamma: where it starts, and what it rises by; of "linear" and "geometric". A warning names a
+            gamma where training ends below 0.95.
         cycles, ratio, shape: of "cyclical".
         capacity: nats of KL that are aimed at in the end.
         train_images: how many of the 50,000 training images are used.
