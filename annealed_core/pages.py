@@ -131,6 +131,8 @@ def _code(source: str, folded: bool) -> str:
     label = "code"
     if comment := re.match(r"#\s*([^%\s].*)", source):
         label = f"code: {comment[1]}"
+    elif folded and re.search(r"plotting\.table\(", source) and not re.search(r"plotting\.show\(", source):
+        label = "code: table"
     elif folded and re.search(r"plot|show\(", source):
         label = "code: plotting"
     code = Highlight2HTML(pygments_lexer="ipython3")(source)
