@@ -37,9 +37,8 @@ class Interval:
 
     def text(self, digits: int = 2) -> str:
         """Mean ± half-width, or the mean alone where one value gives no interval."""
-        if self.n < 2:
-            return f"{self.mean:.{digits}f} (1 seed)"
-        return f"{self.mean:.{digits}f} ± {self.half_width:.{digits}f}"
+        mean = f"{round(self.mean, digits) + 0.0:.{digits}f}"  # no -0.00
+        return f"{mean} (1 seed)" if self.n < 2 else f"{mean} ± {self.half_width:.{digits}f}"
 
 
 def text(found: Interval | None, digits: int = 2) -> str:

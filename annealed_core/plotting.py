@@ -37,7 +37,7 @@ SCHEDULE_COLOURS: dict[str, Any] = {
     "geometric": _PALETTE[9],
     "cyclical": _PALETTE[3],
 }
-COLOURS |= {"quick": _PALETTE[7], "full": _PALETTE[0]}
+COLOURS |= {"quick": _PALETTE[7], "full": _PALETTE[0], "less": "#5b4a8a", "more": "#a99bd0"}
 COLOURS |= SCHEDULE_COLOURS
 NAMES = {"elbo": "HVI, ELBO", "hvi": "HVI", "avo": "HVI-AVO", "vae": "VAE"}
 NAMES |= {"iaf": "IAF", "planar": "planar flow", "householder": "Householder flow"}

@@ -14,6 +14,7 @@ from annealed_core.comparison import (
     mean_metric,
     paired,
     paired_difference,
+    paired_shares,
     select,
     spread,
     verdict,
@@ -79,6 +80,8 @@ def test_the_noise_models_figures_are_those_of_the_committed_runs():
     assert "one mode in {} of ten seeds, by AVO in {} and by IWAE with five samples in {};".format(*one_mode) in words
     losses = [interval([m["loss"] for m in each]).text(3) for each in found]
     assert "they lose {}, {} and {} nats of likelihood".format(*losses) in words
+    more = paired_shares(*([m["left"] * m["right"] < 0 for m in each] for each in (found[1], found[0])))
+    assert more.low < 0 < more.high and f"its share of models with one mode ({more.text()} more)" in words
 
 
 def test_the_cost_of_the_earlier_faults_is_that_of_the_committed_runs():
