@@ -388,6 +388,14 @@ def test_stderr_and_progress_bars_do_not_show(tmp_path):
     assert page.select_one(".html b").get_text() == "as is"
 
 
+def test_a_folded_cell_says_whether_it_draws_or_makes_a_table(tmp_path):
+    sources = ("plotting.table(rows)", "plotting.show(figure)", "plotting.table(rows)\nplotting.show(figure)", "x = 1")
+    cells = [new_code_cell(source, metadata={"tags": ["fold"]}) for source in sources]
+    page = BeautifulSoup(render_page(new_notebook(cells=cells), "a", {"a": "A"}, tmp_path), "html.parser")
+    said = [summary.get_text() for summary in page.select("details.code summary")]
+    assert said == ["code: table", "code: plotting", "code: plotting", "code"]
+
+
 def test_a_hidden_cell_shows_when_it_fails(tmp_path):
     cell = code("check_parameters()", "hide")
     cell.outputs = [
