@@ -146,7 +146,7 @@ def warn_if_far_from_one(kind: str, beta0: float, gamma: float, n_steps: int) ->
     if last:
         left = (1 - _NEAR) / (1 - beta0)  # of the distance to 1, at the end
         enough = 1 - left ** (1 / last) if kind == "geometric" else (1 - left) * (1 - beta0) / last
-        said += f": gamma {gamma:g} must be {enough:.2g} or more to come to {_NEAR}"
+        said += f": gamma {gamma:g} is too small, {1.05 * enough:.2g} would do"  # a little more than comes to _NEAR
     warn(said)
 
 
