@@ -119,3 +119,11 @@ def test_how_much_the_grid_varies_is_what_the_committed_runs_say():
     said = f"by {interval(ours).text()} nats and that of HVI by {interval(theirs).text()}"
     end = f"that AVO minds the schedule less is {verdict(varies, -1, 0.05)} ("
     assert f"{said}, a difference of {varies.text()}: {end}" in words
+
+
+def test_what_two_hundred_epochs_change_is_what_the_committed_runs_say():
+    long = results.load("full", "long")
+    words = " ".join(README.split())
+    against = [difference(long, "nll", "avo", theirs).text() for theirs in ("hvi", "vae")]
+    assert "do not change that (two seeds: NLL HVI-AVO − HVI {} and HVI-AVO − VAE {}).".format(*against) in words
+    assert {len(select(long, method=method)) for method in ("vae", "hvi", "avo")} == {2}
