@@ -39,7 +39,7 @@ help: ## List the targets, with the time they take on two cores
 
 setup: $(SETUP) ## Make .venv from requirements.lock [30 s, 5 s if uv has the packages, 0 s when nothing changed]
 
-report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: 5 min, 40 s again]
+report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: 5 min, 1 min again]
 	@$(PY) -m annealed_core.report --profile $(PROFILE) $(ARGS)
 
 record: $(SETUP) ## Run the full profile and write its figures to results/, to be committed [10 h; can be stopped, and goes on]
@@ -55,7 +55,7 @@ test: lint ## All checks: lint, unit tests, quick report, notebooks against thei
 lab: $(SETUP) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyter lab notebooks
 
-notebooks: $(SETUP) ## Run the notebooks and store their outputs in notebooks/, to be committed [5 min, 40 s again]
+notebooks: $(SETUP) ## Run the notebooks and store their outputs in notebooks/, to be committed [5 min, 1 min again]
 	@$(PY) -m annealed_core.report --store-outputs $(ARGS)
 
 lint: $(SETUP) ## Style and types: ruff, mypy [10 s]
