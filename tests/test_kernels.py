@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from annealed_core import kernels
 from annealed_core.kernels import (
     DiagonalGaussian,
     GatedGaussian,
@@ -217,6 +218,23 @@ def test_pairs_run_together_draw_and_learn_what_they_do_in_turn(kind, local, sam
         inputs = [start, context, *pairs.parameters()]
         found.append((states, log_ratios, torch.autograd.grad(value, inputs, allow_unused=True)))
     torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("kind", [GatedGaussianPair, ResidualGaussianPair])
+@pytest.mark.parametrize("shape", [(4,), (7, 4), (2, 7, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_draws_without_a_gradient_are_those_drawn_in_turn(kind, shape, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "MANY_NUMBERS", 1)
+    torch.manual_seed(0)
+    pairs = torch.nn.ModuleList(kind(3, 8, 5, True) for _ in range(4)).double()
+    for parameter in pairs.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    start, context, noise = draw(*shape, 3), draw(4, 5), draw(4, *shape, 3)
+    expected = in_turn(pairs, start, context, noise, False)
+    with torch.no_grad():
+        found = run_pairs(list(pairs.to(dtype)), start.to(dtype), context.to(dtype), noise.to(dtype))
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
+    torch.testing.assert_close(found, tuple(each.detach().to(dtype) for each in expected), **close)
 
 
 def test_pairs_that_differ_or_have_no_context_are_not_run_together():
