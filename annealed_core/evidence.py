@@ -118,8 +118,9 @@ def grid_divergences(z: Tensor, target: Any, half_width: float | None = None, bi
 def mode_masses(z: Tensor, centres: Tensor, log_weights: Tensor | None = None) -> Tensor:
     """Share of the samples z (n, dim) nearest to each centre (M, dim): (M,); weighted if log_weights (n,) are given."""
     nearest = torch.cdist(z, centres.to(z)).argmin(-1)
-    share = torch.full_like(z[:, 0], 1 / len(z)) if log_weights is None else torch.softmax(log_weights, 0)
-    return torch.zeros(len(centres), dtype=z.dtype, device=z.device).index_add_(0, nearest, share)
+    if log_weights is None:
+        return (torch.bincount(nearest, minlength=len(centres)) / len(z)).to(z.dtype)
+    return torch.zeros(len(centres), dtype=z.dtype, device=z.device).index_add_(0, nearest, log_weights.softmax(0))
 
 
 def log_mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,12 +74,25 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+class _NamesItsFields(type):
+    """Says which field is unknown, and which may have been meant."""
+
+    def __call__(cls, *values: Any, **fields: Any) -> Any:
+        names = list(vars(cls)["__dataclass_fields__"])
+        for name in fields.keys() - set(names):
+            close = difflib.get_close_matches(name, names, 1)
+            meant = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"
+            raise TypeError(f"unknown field {name!r} of {cls.__name__}, got {fields[name]!r}: {meant}")
+        return super().__call__(*values, **fields)
+
+
 @dataclass(frozen=True)
-class Spec:
+class Spec(metaclass=_NamesItsFields):
     """Everything that a run depends on.
 
     Fields left at None take the experiment's default from `DEFAULTS`; a field that the experiment or method does not
-    use must stay None. Raises ValueError with one line that names the field, the value and what it takes.
+    use must stay None. Raises ValueError with one line that names the field, the value and what it takes; TypeError
+    for a field that there is not.
 
     Attributes:
         experiment: "toy" (an energy, or any target) or "mnist".
@@ -177,7 +191,8 @@ class Spec:
                 object.__setattr__(self, field.name, defaults[field.name])
             elif value is not None:
                 if field.name not in ("experiment", "method", "seed", *defaults):
-                    kernel = f" with kernel {self.kernel!r}" if self.kernel not in (None, "gated") else ""
+                    other = field.name != "kernel" and self.kernel not in (None, "gated")
+                    kernel = f" with kernel {self.kernel!r}" if other else ""
                     where = f"method {self.method!r}{kernel} of experiment {self.experiment!r}"
                     if field.name in SCHEDULED and self.experiment == "mnist":
                         where += f" with schedule {self.schedule or defaults['schedule']!r}"

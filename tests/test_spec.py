@@ -388,8 +388,18 @@ def test_replace_refuses_what_a_spec_refuses():
 
 
 def test_an_unknown_field_is_refused():
-    with pytest.raises(TypeError, match="learning_rate"):
+    with pytest.raises(
+        TypeError, match=r"^unknown field 'learning_rate' of Spec, got 0.001: choose from experiment, .*"
+    ):
         Spec(experiment="toy", method="avo", learning_rate=1e-3)
+    with pytest.raises(TypeError, match=r"^unknown field 'epoch' of Spec, got 1: did you mean 'epochs'\?$"):
+        Spec(experiment="mnist", method="vae", epoch=1)
+
+
+def test_a_kernel_is_named_once_where_it_does_not_apply():
+    message = "kernel does not apply to method 'vae' of experiment 'mnist', got 'iaf'"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Spec(experiment="mnist", method="vae", kernel="iaf")
 
 
 def test_a_users_own_target_is_taken():
