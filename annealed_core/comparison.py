@@ -37,7 +37,7 @@ class Interval:
 
     def text(self, digits: int = 2) -> str:
         """Mean ± half-width, or the mean alone where one value gives no interval."""
-        mean = f"{round(self.mean, digits) + 0.0:.{digits}f}"  # no -0.00
+        mean = f"{round(self.mean, digits) + 0.0:.{digits}f}".replace("-", "−")  # no -0.00
         return f"{mean} (1 seed)" if self.n < 2 else f"{mean} ± {self.half_width:.{digits}f}"
 
 

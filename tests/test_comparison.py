@@ -68,8 +68,8 @@ def test_text_gives_mean_and_half_width():
     assert Interval(1.234, 0.1, 1.034, 1.434, 5).text() == "1.23 ± 0.20"
     assert Interval(1.234, 0.1, 1.034, 1.434, 5).text(1) == "1.2 ± 0.2"
     assert Interval(-0.004, 0.01, -0.024, 0.016, 5).text() == "0.00 ± 0.02"
-    assert Interval(-0.004, 0.01, -0.024, 0.016, 5).text(3) == "-0.004 ± 0.020"
-    assert Interval(-0.5, 0.0, -0.5, -0.5, 1).text() == "-0.50 (1 seed)"
+    assert Interval(-0.004, 0.01, -0.024, 0.016, 5).text(3) == "−0.004 ± 0.020"
+    assert Interval(-0.5, 0.0, -0.5, -0.5, 1).text() == "−0.50 (1 seed)"
 
 
 def test_paired_differences_ignore_what_pairs_share():
