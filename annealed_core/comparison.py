@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.special import ndtri, stdtrit
 
-VERDICTS = ("reproduced", "not reproduced", "reversed", "inconclusive", "not yet run")
+VERDICTS = ("reproduced", "negligible", "not reproduced", "reversed", "inconclusive", "not yet run")
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,13 @@ def verdict(difference: Interval | None, claimed_sign: int, smallest_effect: flo
     Args:
         difference: its interval, or None where nothing was run.
         claimed_sign: +1 where the claim says that the difference is positive, -1 where negative.
-        smallest_effect: differences smaller than this count as none; with 0, "not reproduced" can't be told from
+        smallest_effect: the smallest difference worth having; with 0, "not reproduced" can't be told from
             "inconclusive".
 
     Returns "reproduced" where the whole interval lies on the claimed side of 0, "reversed" where it lies on the
-    other, "not reproduced" where it includes 0 but no effect as large as smallest_effect on the claimed side,
-    "inconclusive" where it includes both, "not yet run" for None.
+    other, but "negligible" where it lies on either and within smallest_effect of 0; "not reproduced" where it includes
+    0 but no effect as large as smallest_effect on the claimed side, "inconclusive" where it includes both, "not yet
+    run" for None.
     """
     if claimed_sign not in (-1, 1):
         raise ValueError(f"claimed_sign must be +1 or -1, got {claimed_sign}")
@@ -108,9 +109,9 @@ def verdict(difference: Interval | None, claimed_sign: int, smallest_effect: flo
         return "not yet run"
     low, high = sorted((claimed_sign * difference.low, claimed_sign * difference.high))
     if low > 0:
-        return "reproduced"
+        return "negligible" if high < smallest_effect else "reproduced"
     if high < 0:
-        return "reversed"
+        return "negligible" if low > -smallest_effect else "reversed"
     return "not reproduced" if high < smallest_effect else "inconclusive"
 
 

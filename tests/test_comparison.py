@@ -95,9 +95,11 @@ def between(low, high, n=5):
 
 CASES = [
     (between(0.1, 0.9), 0.0, "reproduced"),
-    (between(0.1, 0.2), 0.5, "reproduced"),
+    (between(0.1, 0.5), 0.5, "reproduced"),
+    (between(0.1, 0.4), 0.5, "negligible"),
     (between(-0.9, -0.1), 0.0, "reversed"),
-    (between(-0.9, -0.1), 5.0, "reversed"),
+    (between(-0.9, -0.1), 0.9, "reversed"),
+    (between(-0.9, -0.1), 1.0, "negligible"),
     (between(-0.2, 0.2), 0.5, "not reproduced"),
     (between(-0.2, 0.2), 0.0, "inconclusive"),
     (between(-0.2, 0.7), 0.5, "inconclusive"),
