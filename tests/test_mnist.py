@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from annealed_core import TrainingError, data, mnist, objectives, run
+from annealed_core import TrainingError, data, likelihood, mnist, objectives, run
 from annealed_core.chain import Chain
 from annealed_core.earlier import FAULTS, faulty_avo
 from annealed_core.folded import part_of
@@ -262,16 +262,22 @@ def test_gated_layers_have_no_batch_statistics():
     torch.testing.assert_close(layer(x), value * torch.sigmoid(gate))
 
 
-def test_bounds_bracket_the_likelihood_of_a_model_with_two_latents():
+@pytest.mark.parametrize(("method", "start"), [("vae", "posterior"), ("hvi", "posterior"), ("iaf", "prior")])
+def test_bounds_bracket_the_likelihood_of_a_model_with_two_latents(method, start, monkeypatch):
     """Where importance sampling is good, annealing agrees with it, and the sandwich closes."""
+    starts, sandwich = [], likelihood.bdmc
+    monkeypatch.setattr(
+        likelihood, "bdmc", lambda *a, **fields: starts.append(fields["start"]) or sandwich(*a, **fields)
+    )
     torch.manual_seed(0)
-    model = auto_encoder(BASE.replace(method="vae", latents=2)).eval().requires_grad_(False)
+    model = auto_encoder(BASE.replace(method=method, latents=2)).eval().requires_grad_(False)
     found = mnist.bounds(model, Mnist([BASE]).test[:5])
     assert all(math.isfinite(value) for value in found.values())
     assert found["is_nll"] == pytest.approx(found["ais_nll"], abs=0.2)
     assert found["bdmc_gap"] == pytest.approx(found["bdmc_upper"] - found["bdmc_lower"], abs=1e-3)
     assert abs(found["bdmc_gap"]) < 0.2
     assert found["approximation_gap"] > -0.1 and found["amortisation_gap"] > 0
+    assert starts == [start]
 
 
 def test_the_average_is_what_is_judged_kept_and_followed(monkeypatch):
