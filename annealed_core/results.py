@@ -52,7 +52,7 @@ def machine() -> str:
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return f"{model}, {cores()} cores"
+    return f"{model}, {cores()} core{'s' * (cores() > 1)}"
 
 
 def versions() -> dict[str, str]:
