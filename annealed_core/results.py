@@ -138,7 +138,8 @@ def provenance(records: Sequence[Record]) -> str:
     span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     places = "; ".join(sorted({found.machine for found in records}))
     torches = ", ".join(sorted({found.versions["torch"] for found in records}))
-    return f"{len(records)} runs, {seeds} seeds, {places}, torch {torches}, {span}"
+    count = f"{len(records)} run{'s' * (len(records) > 1)}, {seeds} seed{'s' * (seeds > 1)}"
+    return f"{count}, {places}, torch {torches}, {span}"
 
 
 def importance_samples(records: Sequence[Record | Run]) -> str:
