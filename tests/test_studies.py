@@ -4,7 +4,8 @@ import pytest
 
 from annealed_core.comparison import select
 from annealed_core.earlier import FAULTS
-from annealed_core.studies import LINES, NVI_SAMPLES, STUDIES, find_study
+from annealed_core.spec import Spec
+from annealed_core.studies import CHANGES, LINES, NVI_SAMPLES, SEARCH, STUDIES, find_study
 
 TABLED = ("grid", "objectives", "kernels", "initialisation")
 STUDIED = {name: study() for name, study in STUDIES.items()}
@@ -73,6 +74,17 @@ def test_what_the_long_study_compares_differs_in_the_method_alone():
 
 def test_what_the_regime_compares_trains_for_as_long_at_the_same_rate():
     assert len({(s.epochs, s.batch, s.lr, s.lr_schedule, s.layers, s.ema) for s in STUDIED["regime"]}) == 1
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_setting_of_the_regime_differs_from_the_usual_one_in_its_change_alone(name):
+    change = CHANGES[name]
+    for method in ("hvi", "avo"):
+        usual = [Spec("mnist", method, seed=seed, **SEARCH) for seed in range(3)]
+        if method == "hvi" and change.keys() & {"avo_weight", "path", "faults"}:
+            continue
+        assert set(usual) <= set(STUDIED["regime"])
+        assert {spec.replace(**change) for spec in usual} <= set(STUDIED["regime"])
 
 
 def test_the_grid_crosses_every_start_with_every_slope_for_each_method():
