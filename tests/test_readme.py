@@ -72,8 +72,8 @@ def test_the_results_are_those_of_the_committed_runs():
     draws = [select(mnist, method="iwae", iwae_samples=k) for k in (50, 1)]
     more_draws, flow = paired(*draws, "nll"), difference(mnist, "nll", "iaf", "vae")
     assert more_draws.n == flow.n == 3
-    words = f"changes the NLL by {more_draws.text()}, and an inverse autoregressive flow instead of the VAE's Gaussian by"
-    assert f"{words} {flow.text()}." in " ".join(README.split())
+    words = f"changes the NLL by {more_draws.text()}, and an inverse autoregressive flow instead of the VAE's"
+    assert f"{words} Gaussian by {flow.text()}." in " ".join(README.split())
     bounded = [run.metrics for run in mnist if run.metrics.get("bounds_images")]
     assert len(bounded) >= 8 and all(0.8 < -found["is_minus_ais"] < 1.5 for found in bounded)
 
