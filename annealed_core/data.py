@@ -107,8 +107,8 @@ def batches(
     if not shuffled:
         order = torch.arange(len(images), device=images.device)
     return (
-        binarise(images[chosen], generator) if binary else images[chosen].float() / 255
-        for chosen in order.split(batch_size)
+        binarise(chosen, generator) if binary else chosen.float() / 255
+        for chosen in (images.index_select(0, some) for some in order.split(batch_size))
     )
 
 

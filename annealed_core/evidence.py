@@ -119,7 +119,7 @@ def mode_masses(z: Tensor, centres: Tensor, log_weights: Tensor | None = None) -
     """Share of the samples z (n, dim) nearest to each centre (M, dim): (M,); weighted if log_weights (n,) are given."""
     nearest = torch.cdist(z, centres.to(z)).argmin(-1)
     if log_weights is None:
-        return (torch.bincount(nearest, minlength=len(centres)) / len(z)).to(z.dtype)
+        return torch.bincount(nearest, minlength=len(centres)).to(z.dtype) / len(z)
     return torch.zeros(len(centres), dtype=z.dtype, device=z.device).index_add_(0, nearest, log_weights.softmax(0))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from annealed_core import targets
@@ -136,6 +137,12 @@ def check_parameter(name: str, value: Any) -> None:
             raise ValueError(f"{name} must differ from each other, got {value!r}")
     elif name in FIELDS:
         refuse_unless_valid(name, value)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'? `, or nothing where no known name is close."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def refuse_unless_valid(name: str, value: Any) -> None:

@@ -12,11 +12,12 @@ import sys
 import tokenize
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from annealed_core.fields import suggest
 
 
 class ReportError(ValueError):
@@ -70,12 +71,6 @@ def read_parameters(source: str) -> dict[str, Parameter]:
             help_text = " ".join(comments[line] for line in lines if line in comments)
             found[target.id] = Parameter(target.id, ast.get_source_segment(source, value) or "", default, help_text)
     return found
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'? `, or nothing where no known name is close."""
-    close = get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def check_values(offered: Mapping[str, Parameter], given: Mapping[str, Any]) -> None:

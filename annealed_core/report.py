@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from annealed_core.execution import LAST, Job, execute_all, start_workers, store_outputs, write_index
+from annealed_core.fields import suggest
 from annealed_core.parameters import (
     ParameterError,
     Profile,
@@ -30,7 +31,6 @@ from annealed_core.parameters import (
     load_profile,
     parse_value,
     read_parameters,
-    suggest,
 )
 
 __all__ = ["ParameterError", "ReportError", "check_pages", "check_parameters", "main"]

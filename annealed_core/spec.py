@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from annealed_core import targets
 from annealed_core.earlier import FAULTS
-from annealed_core.fields import METHODS, refuse_unless_valid
+from annealed_core.fields import METHODS, refuse_unless_valid, suggest
 from annealed_core.schedules import SCHEDULES, Schedule, checked, warn_if_far_from_one
+
+_T = TypeVar("_T")
 
 _AVO = ("avo", "calibrated", "mixture")  # what follows a path
 SCHEDULED = ("beta0", "gamma", "cycles", "ratio", "shape")  # what only some schedules have
@@ -74,20 +76,25 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-class _NamesItsFields(type):
-    """Says which field is unknown, and which may have been meant."""
+def _refusing_unknown_fields(cls: type[_T]) -> type[_T]:
+    """Have a dataclass say which field is unknown, and which may have been meant."""
+    initialise, names = cls.__init__, [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
 
-    def __call__(cls, *values: Any, **fields: Any) -> Any:
-        names = list(vars(cls)["__dataclass_fields__"])
-        for name in fields.keys() - set(names):
-            close = difflib.get_close_matches(name, names, 1)
-            meant = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"
-            raise TypeError(f"unknown field {name!r} of {cls.__name__}, got {fields[name]!r}: {meant}")
-        return super().__call__(*values, **fields)
+    @functools.wraps(initialise)
+    def __init__(self: _T, *values: Any, **fields: Any) -> None:
+        for name, value in fields.items():
+            if name not in names:
+                meant = suggest(name, names) or f"choose from {', '.join(names)}"
+                raise TypeError(f"unknown field {name!r} of {cls.__name__}, got {value!r}: {meant.strip()}")
+        initialise(self, *values, **fields)
+
+    cls.__init__ = __init__  # type: ignore[method-assign,assignment]
+    return cls
 
 
+@_refusing_unknown_fields
 @dataclass(frozen=True)
-class Spec(metaclass=_NamesItsFields):
+class Spec:
     """Everything that a run depends on.
 
     Fields left at None take the experiment's default from `DEFAULTS`; a field that the experiment or method does not

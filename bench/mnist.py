@@ -345,7 +345,7 @@ def ratios(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         if what == "vae" and processes > 1 and batch is not None:
             place = {"batch": batch, "processes": processes}
             for name, loop in (("", seconds[PLAIN, batch, 1]), (" with as many threads as cores", threaded[batch])):
-                ratio, name = loop / seconds[what, batch, processes], f"plain loop{name} / vae on all cores"
+                ratio, name = loop / seconds[what, batch, processes], f"plain loop alone{name} / vae on all cores"
                 found.append({"ratio": name, **place, "value": ratio, "asked": "at least 3", "held": ratio >= 3})
     return found
 

@@ -138,6 +138,8 @@ def test_mode_masses_are_weighted():
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     z = torch.tensor([[1.0, 0.0], [9.0, 0.0], [9.5, 1.0]])
     torch.testing.assert_close(evidence.mode_masses(z, centres), torch.tensor([1 / 3, 2 / 3, 0]))
+    in_double = evidence.mode_masses(z.double(), centres.double())
+    assert in_double.tolist() == [1 / 3, 2 / 3, 0]
     log_weights = torch.tensor([2.0, 1.0, 1.0]).log() + 1000
     torch.testing.assert_close(evidence.mode_masses(z, centres, log_weights), torch.tensor([0.5, 0.5, 0]))
 

@@ -237,6 +237,17 @@ def test_many_draws_without_a_gradient_are_those_drawn_in_turn(kind, shape, dtyp
     torch.testing.assert_close(found, tuple(each.detach().to(dtype) for each in expected), **close)
 
 
+@pytest.mark.parametrize(("numbers", "with_gradient", "taken"), [(12, False, 1), (13, False, 0), (12, True, 0)])
+def test_only_many_draws_without_a_gradient_take_the_fast_way(numbers, with_gradient, taken, monkeypatch):
+    monkeypatch.setattr(kernels, "MANY_NUMBERS", numbers)
+    calls, fast = [], kernels._run_without_gradient
+    monkeypatch.setattr(kernels, "_run_without_gradient", lambda *given: calls.append(1) or fast(*given))
+    pairs = [pair(context_dim=5) for _ in range(2)]
+    with torch.set_grad_enabled(with_gradient):
+        run_pairs(pairs, draw(4, 3), draw(4, 5), draw(2, 4, 3))
+    assert len(calls) == taken
+
+
 def test_pairs_that_differ_or_have_no_context_are_not_run_together():
     alike = [pair(context_dim=5), pair(context_dim=5)]
     assert are_alike(alike) and are_alike(alike[:1]) and not are_alike([])

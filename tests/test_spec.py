@@ -1,6 +1,7 @@
 """Spec: what it refuses and in which words, its defaults, and that it can't be changed."""
 
 import dataclasses
+import inspect
 import json
 import math
 import re
@@ -385,6 +386,11 @@ def test_replace_refuses_what_a_spec_refuses():
             spec.replace(**changes)
     with pytest.raises(TypeError, match="learning_rate"):
         spec.replace(learning_rate=1.0)
+
+
+def test_a_spec_shows_its_fields_to_whoever_asks_for_its_signature():
+    names = [field.name for field in dataclasses.fields(Spec)]
+    assert list(inspect.signature(Spec).parameters) == names
 
 
 def test_an_unknown_field_is_refused():

@@ -2,10 +2,11 @@
 
 import pytest
 
+from annealed_core import results
 from annealed_core.comparison import select
 from annealed_core.earlier import FAULTS
 from annealed_core.spec import Spec
-from annealed_core.studies import CHANGES, LINES, NVI_SAMPLES, SEARCH, STUDIES, find_study
+from annealed_core.studies import CHANGES, CHOSEN, LINES, NVI_SAMPLES, OF_AVO_ALONE, SEARCH, STUDIES, find_study
 
 TABLED = ("grid", "objectives", "kernels", "initialisation")
 STUDIED = {name: study() for name, study in STUDIES.items()}
@@ -20,7 +21,7 @@ def test_a_study_has_no_spec_twice_and_each_method_every_seed(name):
         key = tuple(sorted((k, v) for k, v in spec.fields().items() if k not in varied))
         groups.setdefault(key, set()).add(spec.seed)
     assert len({frozenset(seeds) for seeds in groups.values()}) == 1
-    enough = {"best": 5, "mnist": 3, "long": 3, "anatomy": 3, "regime": 3}
+    enough = {"best": 5, "mnist": 3, "long": 3, "anatomy": 3, "regime": 3, "chosen": 3}
     enough |= {"robustness": 3, "schedules": 5, "collapse": 5}
     assert all(len(seeds) >= enough.get(name, 10) for seeds in groups.values())
 
@@ -81,10 +82,23 @@ def test_a_setting_of_the_regime_differs_from_the_usual_one_in_its_change_alone(
     change = CHANGES[name]
     for method in ("hvi", "avo"):
         usual = [Spec("mnist", method, seed=seed, **SEARCH) for seed in range(3)]
-        if method == "hvi" and change.keys() & {"avo_weight", "path", "faults"}:
+        if method == "hvi" and change.keys() & OF_AVO_ALONE:
             continue
         assert set(usual) <= set(STUDIED["regime"])
         assert {spec.replace(**change) for spec in usual} <= set(STUDIED["regime"])
+
+
+def test_the_chosen_setting_is_the_best_on_validation_and_judged_with_fresh_seeds():
+    found = results.load("full", "regime")
+    bounds = {}
+    for name, change in CHANGES.items():
+        wanted = [Spec("mnist", "avo", seed=seed, **SEARCH).replace(**change) for seed in range(3)]
+        values = [run.metrics["valid_elbo"] for run in found if run.spec in wanted]
+        assert len(values) == 3
+        bounds[name] = sum(values)
+    assert max(bounds, key=bounds.get) == CHOSEN
+    assert not {spec.seed for spec in STUDIED["chosen"]} & {spec.seed for spec in STUDIED["regime"]}
+    assert {spec.method for spec in STUDIED["chosen"]} == {"vae", "hvi", "avo"}
 
 
 def test_the_grid_crosses_every_start_with_every_slope_for_each_method():
