@@ -140,6 +140,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "geometrically spaced path": {"path": "geometric"},
     "decoder learns along the path": {"faults": ("decoder",)},
     "torch's initial weights": {"initialisation": "default"},
+    "torch's initial weights, weight 0.5": {"initialisation": "default", "avo_weight": 0.5},
+    "torch's initial weights, weight 1": {"initialisation": "default", "avo_weight": 1.0},
     "from the prior, hidden 200": {"base": "prior", "hidden": 200},
     "two kernels": {"n_transitions": 2},
     "no warm-up": {"schedule": "constant"},
