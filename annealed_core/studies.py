@@ -8,7 +8,7 @@ by 2e-4 a step, five transitions of hidden size 40 that start near the identity,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from annealed_core.earlier import FAULTS
@@ -124,7 +124,7 @@ def anatomy() -> list[Spec]:
     chosen = [names[start:] for start in range(len(names))] + [(name,) for name in names[:-1]] + [()]
     shared: dict[str, Any] = {"batch": 256}
     faulty = [spec for faults in chosen for spec in _mnist(method="mixture", faults=faults, **shared)]
-    for faults in (names, ()):  # and from torch's initial weights, as the earlier code started
+    for faults in (names, names[1:], ()):  # and from torch's initial weights, as the earlier code started
         faulty += _mnist(method="mixture", faults=faults, initialisation="default", **shared)
     return faulty + [spec for method in ("hvi", "avo") for spec in _mnist(method=method, **shared)]
 
@@ -147,19 +147,19 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no warm-up": {"schedule": "constant"},
     "geometric warm-up": {"schedule": "geometric"},
 }
-OF_AVO_ALONE = {"avo_weight", "path", "faults"}  # what HVI has not
+
+
+def searched(method: str, change: str, seeds: Sequence[int] = (0, 1, 2), **shared: Any) -> list[Spec]:
+    """The runs of `vae`, `hvi` or `avo` with what that method has of one of `CHANGES`, a spec for each seed."""
+    usual = Spec("mnist", method, **SEARCH, **shared)
+    of_method = {name: value for name, value in CHANGES[change].items() if getattr(usual, name) is not None}
+    return [usual.replace(seed=seed, **of_method) for seed in seeds]
 
 
 def regime() -> list[Spec]:
     """What might make the chain earn its cost, one change at a time, judged on the validation images."""
-    specs = []
-    for seed in range(3):
-        vae, hvi, avo = (Spec("mnist", method, seed=seed, **SEARCH) for method in ("vae", "hvi", "avo"))
-        specs.append(vae)
-        for change in CHANGES.values():
-            specs += [] if change.keys() & OF_AVO_ALONE else [hvi.replace(**change)]
-            specs.append(avo.replace(**change))
-    return specs
+    specs = [spec for method in ("vae", "hvi", "avo") for change in CHANGES for spec in searched(method, change)]
+    return list(dict.fromkeys(specs))  # methods that can't have a change share their runs without it
 
 
 #: The change with which HVI-AVO had the highest mean validation bound in the study `regime`.
@@ -168,12 +168,7 @@ CHOSEN = "no warm-up"
 
 def chosen() -> list[Spec]:
     """The setting that the search chose, on the test images, with seeds that had no part in choosing it."""
-    change = CHANGES[CHOSEN]
-    of_all = {name: value for name, value in change.items() if name == "schedule"}
-    of_chains = {name: value for name, value in change.items() if name not in OF_AVO_ALONE}
-    changes = {"vae": of_all, "hvi": of_chains, "avo": change}
-    usual = {"experiment": "mnist", **SEARCH, "nll_samples": 5000}
-    return [Spec(method=m, seed=seed, **usual).replace(**changes[m]) for m in changes for seed in range(3, 6)]
+    return [spec for m in ("vae", "hvi", "avo") for spec in searched(m, CHOSEN, (3, 4, 5), nll_samples=5000)]
 
 
 #: What the studies of schedules share: 3,130 steps, in which beta rises from 0.2 to 1 in two fifths of them.
