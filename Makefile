@@ -42,10 +42,10 @@ setup: $(SETUP) ## Make .venv from requirements.lock [30 s, 5 s if uv has the pa
 report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: 5 min, 1 min again]
 	@$(PY) -m annealed_core.report --profile $(PROFILE) $(ARGS)
 
-record: $(SETUP) ## Run the full profile and write its figures to results/, to be committed [10 h; can be stopped, and goes on]
+record: $(SETUP) ## Run the full profile and write its figures to results/, to be committed [12 h; can be stopped, and goes on]
 	@ANNEALED_RECORD=1 $(PY) -m annealed_core.report --profile full $(ARGS)
 
-test: lint ## All checks: lint, unit tests, quick report, notebooks against their outputs, built pages [8 min; 5 min again]
+test: lint ## All checks: lint, unit tests, quick report, notebooks against their outputs, built pages [10 min; 6 min again]
 	$(PY) -m pytest tests $(ARGS)
 	$(PY) -m annealed_core.report --profile quick
 	ANNEALED_PROGRESS=0 $(PY) -m pytest --nbval notebooks
