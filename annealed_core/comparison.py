@@ -127,6 +127,12 @@ def select(runs: Iterable[Any], **fields: Any) -> list[Any]:
     return sorted(found, key=lambda run: run.spec.seed)
 
 
+def of_specs(runs: Iterable[Any], specs: Iterable[Any]) -> list[Any]:
+    """The runs (or committed records) of these specs, in the order of their seeds."""
+    wanted = set(specs)
+    return sorted((run for run in runs if run.spec in wanted), key=lambda run: run.spec.seed)
+
+
 def mean_metric(runs: Iterable[Any], metric: str, **fields: Any) -> Interval | None:
     """The interval of a metric over the runs whose spec has these values; None where there are none."""
     found = select(runs, **fields)

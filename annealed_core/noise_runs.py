@@ -115,7 +115,7 @@ def metrics_of(runs: Sequence[Any], noise: float, **plan: Any) -> list[dict[str,
 def main() -> None:
     """Run the whole study, record it where $ANNEALED_RECORD says so, and print its table."""
     from annealed_core import results
-    from annealed_core.comparison import interval
+    from annealed_core.comparison import interval, of_specs
 
     torch.set_num_threads(1)
     cases = cases_of()
@@ -124,7 +124,7 @@ def main() -> None:
     for noise in sorted({case.noise for case in cases}):
         print(f"\nnoise {noise}")
         for group in groups([case for case in cases if case.noise == noise]):
-            own = [result.metrics for result in found if result.spec in group]
+            own = [result.metrics for result in of_specs(found, group)]
             columns = ("tilt", "noise_ratio", "loss", "gap", "posterior_share", "chain_share", "two_modes")
             values = "  ".join(f"{name} {interval([m[name] for m in own]).text(3)}" for name in columns)
             print(f"{group[0].line:48s} {values}")

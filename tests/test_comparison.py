@@ -15,6 +15,7 @@ from annealed_core.comparison import (
     interval,
     loses_a_mode,
     mean_metric,
+    of_specs,
     paired,
     paired_difference,
     paired_shares,
@@ -211,3 +212,9 @@ def test_the_spread_over_settings_is_taken_within_each_seed():
 def test_a_spread_of_too_few_settings_is_refused(seeds):
     with pytest.raises(ValueError, match=r"^a spread needs as many settings of every seed, and two at least, got "):
         spread([Result(seed, 1.0) for seed in seeds], "nll")
+
+
+def test_the_runs_of_given_specs_come_in_the_order_of_their_seeds_without_others():
+    specs = {seed: Spec("toy", "avo", seed=seed) for seed in (2, 0, 1, 5)}
+    runs = [SimpleNamespace(spec=spec) for spec in specs.values()]
+    assert of_specs(runs, [specs[2], specs[0], Spec("toy", "elbo", seed=1)]) == [runs[1], runs[0]]

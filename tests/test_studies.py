@@ -3,7 +3,7 @@
 import pytest
 
 from annealed_core import results
-from annealed_core.comparison import select
+from annealed_core.comparison import of_specs, select
 from annealed_core.earlier import FAULTS
 from annealed_core.spec import Spec
 from annealed_core.studies import CHANGES, CHOSEN, LINES, NVI_SAMPLES, SEARCH, STUDIES, find_study, searched
@@ -91,7 +91,7 @@ def test_the_chosen_setting_is_the_best_on_validation_and_judged_with_fresh_seed
     found = results.load("full", "regime")
     bounds = {}
     for name in CHANGES:
-        values = [run.metrics["valid_elbo"] for run in found if run.spec in searched("avo", name)]
+        values = [run.metrics["valid_elbo"] for run in of_specs(found, searched("avo", name))]
         assert len(values) == 3
         bounds[name] = sum(values)
     assert max(bounds, key=bounds.get) == CHOSEN
