@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from annealed_core.chain import Chain
 from annealed_core.kernels import DiagonalGaussian, linear
-from annealed_core.vae import Decoder, Joint
+from annealed_core.vae import Decoder, Joint, sum_softplus
 
 CHUNK_ROWS = 2048  # the logits of so many images stay in a processor's cache
 WEIGHTS = 2**22  # log-weights held at a time
@@ -44,10 +43,8 @@ class FoldedJoint(Joint):
         """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
         hidden = self.features(z.flatten(0, -2))
         logits = linear(hidden, self.weight, self.bias)
-        # Autograd needs the logits; without it, the same memory takes the softplus.
-        log_ones = softplus(logits) if logits.requires_grad else torch.ops.aten.softplus.out(logits, out=logits)
         observed = (hidden.unflatten(0, z.shape[:-1]) * self.observed_weight).sum(-1) + self.observed_bias
-        return observed - log_ones.sum(-1).unflatten(0, z.shape[:-1])
+        return observed - sum_softplus(logits).unflatten(0, z.shape[:-1])
 
     def frozen(self) -> FoldedJoint:
         """Itself: its weights don't learn."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from torch.nn.utils.fusion import fuse_linear_bn_weights
 
 from annealed_core.chain import Chain
 from annealed_core.kernels import DiagonalGaussian, Linear, linear
@@ -152,6 +153,37 @@ class AutoregressiveDecoder(nn.Module):
         return x.unflatten(0, z.shape[:-1]), logits.unflatten(0, z.shape[:-1])
 
 
+def sum_softplus(logits: Tensor) -> Tensor:
+    """Sum of log(1 + exp(logits)) over the last dimension, (*batch, n) -> (*batch,), in a fraction of softplus' time."""
+    if torch._C._are_functorch_transforms_active():
+        return softplus(logits).sum(-1)
+    return _SumSoftplus.apply(logits)
+
+
+class _SumSoftplus(torch.autograd.Function):
+    """Softplus(l) = max(l, 0) - log s, where s = sigmoid(|l|) lies between 1/2 and 1.
+
+    Many s can be multiplied before one logarithm is taken of them all, which is where the time goes else.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        ones = torch.sigmoid(logits)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(logits, ones)
+        likelier = torch.rsub(ones, 1)
+        torch.maximum(ones, likelier, out=likelier)
+        many = max(1, int(-math.log2(torch.finfo(logits.dtype).tiny)) * 8 // 9)  # so many 1/2 are no underflow
+        products = torch.stack([part.prod(-1) for part in likelier.split(many, -1)], -1)
+        return logits.clamp_min(0).sum(-1) - products.log().sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        logits, ones = ctx.saved_tensors
+        slope = torch.sigmoid(logits) if torch.is_grad_enabled() else ones  # anew where it is differentiated again
+        return gradient.unsqueeze(-1) * slope
+
+
 class Joint:
     """The target log p(x, z) = log p(x | z) + log N(z; 0, I) for a batch of binary images.
 
@@ -170,7 +202,7 @@ class Joint:
     def log_likelihood(self, z: Tensor) -> Tensor:
         """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
         logits = self.logits(z)
-        return (logits * self.x).sum(-1) - softplus(logits).sum(-1)
+        return (logits * self.x).sum(-1) - sum_softplus(logits)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Log N(z; 0, I) in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
@@ -182,7 +214,7 @@ class Joint:
 
     def frozen(self) -> Joint:
         """The same target whose decoder neither learns nor updates its batch statistics: gradients still reach z."""
-        return type(self)(_Frozen(self.decoder), self.x, self.dim)
+        return type(self)(_frozen(self.decoder), self.x, self.dim)
 
 
 class AutoregressiveJoint(Joint):
@@ -209,6 +241,41 @@ class _Frozen(nn.Module):
             return torch.func.functional_call(network, self.state, inputs)
         finally:
             network.train(was_training)
+
+
+class _Folded(nn.Module):
+    """A plain decoder as it stands, with its batch normalisation folded into its layers: fewer passes over its rows."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        layers: list[Any] = list(decoder.features)
+        self.hidden = [
+            (*_without_norm(layer, norm), activation.negative_slope)
+            for layer, norm, activation in zip(layers[::3], layers[1::3], layers[2::3], strict=True)
+        ]
+        self.last = decoder.outputs.weight.detach(), decoder.outputs.bias.detach()
+
+    def forward(self, z: Tensor) -> Tensor:
+        """See `Decoder`."""
+        hidden = z.flatten(0, -2)
+        for weight, bias, slope in self.hidden:
+            hidden = nn.functional.leaky_relu_(linear(hidden, weight, bias), slope)
+        return linear(hidden, *self.last).unflatten(0, z.shape[:-1])
+
+
+def _without_norm(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer that has the normalisation after it in them."""
+    of_norm = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, *of_norm)
+    return weight.detach(), bias.detach()
+
+
+def _frozen(network: nn.Module) -> nn.Module:
+    """The network as it stands, in its fastest form."""
+    if isinstance(network, _Folded):
+        return network
+    plain = type(network) is Decoder and isinstance(network.features[1], nn.BatchNorm1d)
+    return _Folded(network) if plain else _Frozen(network)
 
 
 def with_frozen_kernels(chain: Chain) -> Chain:

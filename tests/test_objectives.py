@@ -247,7 +247,7 @@ def test_an_elbo_pass_in_training_mode_updates_the_decoders_batch_statistics():
 
 @pytest.mark.parametrize("train", [False, True])
 def test_the_decoders_mode_is_restored_after_an_exception(train):
-    vae, x = vae_and_images(train=train)
+    vae, x = vae_and_images(train=train, layers="gated")
 
     def fail(*_):
         raise RuntimeError("inside the decoder")
