@@ -154,7 +154,7 @@ class AutoregressiveDecoder(nn.Module):
 
 
 def sum_softplus(logits: Tensor) -> Tensor:
-    """Sum of log(1 + exp(logits)) over the last dimension, (*batch, n) -> (*batch,), in a fraction of softplus' time."""
+    """Log(1 + exp(logits)) summed over the last dimension, in less time than by softplus: (*batch, n) -> (*batch,)."""
     if torch._C._are_functorch_transforms_active():
         return softplus(logits).sum(-1)
     return _SumSoftplus.apply(logits)
@@ -274,8 +274,9 @@ def _frozen(network: nn.Module) -> nn.Module:
     """The network as it stands, in its fastest form."""
     if isinstance(network, _Folded):
         return network
-    plain = type(network) is Decoder and isinstance(network.features[1], nn.BatchNorm1d)
-    return _Folded(network) if plain else _Frozen(network)
+    if isinstance(network, Decoder) and isinstance(network.features[1], nn.BatchNorm1d):
+        return _Folded(network)
+    return _Frozen(network)
 
 
 def with_frozen_kernels(chain: Chain) -> Chain:

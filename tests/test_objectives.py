@@ -30,11 +30,11 @@ def toy_chain(n_transitions=T, near_identity=False):
     return Chain(base, kernels.double())
 
 
-def vae_and_images(n_transitions=T, train=False, batch=6, near_identity=False):
+def vae_and_images(n_transitions=T, train=False, batch=6, near_identity=False, layers="plain"):
     """A tiny auto-encoder in float64, its batch statistics not those of its initialisation."""
     torch.manual_seed(0)
     kernels = (GatedGaussianPair(3, 8, 10, near_identity) for _ in range(n_transitions))
-    vae = VAE(3, 10, kernels).double().train()
+    vae = VAE(3, 10, kernels, layers).double().train()
     x = (torch.rand(batch, 784) < 0.3).double()
     with torch.no_grad():
         vae.joint(x).log_prob(2 * vae.posterior(x).rsample().z[-1])

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from torch.distributions import Bernoulli, Normal
+from torch.nn.functional import softplus
 
 from annealed_core import evidence
 from annealed_core.kernels import GatedGaussianPair
-from annealed_core.vae import VAE, Decoder, Encoder, Joint, mlp
+from annealed_core.vae import VAE, Decoder, Encoder, Joint, mlp, sum_softplus
 
 
 def tiny(latents=2, width=6, n_transitions=0, seed=0):
@@ -120,3 +121,54 @@ def test_decoded_latents_and_reconstructions_are_probabilities_of_pixels():
     for probabilities, shape in ((vae.decode(torch.randn(3, 7, 2)), (3, 7)), (vae.reconstruct(x), (4,))):
         assert probabilities.shape == (*shape, 784) and not probabilities.requires_grad
         assert ((probabilities > 0) & (probabilities < 1)).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 111, 112, 113, 784, 2000])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0, 1e6])
+def test_the_sum_of_softplus_is_that_in_double_precision(n, scale):
+    torch.manual_seed(n)
+    logits = scale * torch.randn(7, n)
+    expected = torch.logaddexp(logits.double(), torch.zeros(())).sum(-1)  # softplus itself is wrong by 2e-9 above 20
+    torch.testing.assert_close(sum_softplus(logits).double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sum_softplus(logits.double()), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("logit", [0.0, 30.0, -30.0, 88.0, -88.0, 1e4, -1e4])
+def test_many_equal_logits_neither_overflow_nor_underflow(logit):
+    logits = torch.full((784,), logit)
+    torch.testing.assert_close(sum_softplus(logits), softplus(logits.double()).sum().float(), rtol=1e-6, atol=5e-5)
+
+
+def test_the_sum_of_softplus_of_what_is_not_finite_says_so():
+    found = [float(sum_softplus(torch.tensor([1.0, logit]))) for logit in (math.inf, -math.inf, math.nan)]
+    assert found[0] == math.inf and found[1] == pytest.approx(math.log1p(math.e)) and math.isnan(found[2])
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 130), (2, 3, 4)])
+def test_the_sum_of_softplus_has_its_gradient_and_that_of_its_gradient(shape):
+    logits = (3 * draw(*shape)).requires_grad_()
+    assert torch.autograd.gradcheck(sum_softplus, logits) and torch.autograd.gradgradcheck(sum_softplus, logits)
+
+
+def test_the_sum_of_softplus_can_be_mapped_and_differentiated_by_torch_func():
+    logits = draw(4, 6)
+    slopes = torch.func.vmap(torch.func.grad(sum_softplus))(logits)
+    torch.testing.assert_close(slopes, torch.sigmoid(logits))
+
+
+@pytest.mark.parametrize("layers", ["plain", "gated"])
+@pytest.mark.parametrize("train", [False, True])
+def test_a_frozen_decoder_is_the_one_of_evaluation_mode_as_it_stands(layers, train):
+    torch.manual_seed(0)
+    vae, x, z = VAE(3, 10, layers=layers).double(), images(), draw(5, 4, 3).requires_grad_()
+    for parameter in vae.decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    vae.joint(x).log_prob(3 * z)  # batch statistics
+    frozen = vae.train(train).joint(x).frozen()
+    value = frozen.log_likelihood(z).sum()
+    (slope,) = torch.autograd.grad(value, z)
+    assert all(module.training == train for module in vae.modules())
+    plain = vae.eval().joint(x).log_likelihood(z).sum()
+    torch.testing.assert_close(value, plain)
+    torch.testing.assert_close(slope, torch.autograd.grad(plain, z)[0])
+    assert not frozen.frozen().log_likelihood(z.detach()).requires_grad
