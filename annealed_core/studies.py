@@ -161,6 +161,11 @@ def searched(method: str, change: str, seeds: Sequence[int] = (0, 1, 2), **share
     return [usual.replace(seed=seed, **of_method) for seed in seeds]
 
 
+def agreement() -> list[Spec]:
+    """Do sampling and annealing agree on log p(x), where the proposal is fitted to each image? In three seeds."""
+    return [s for m in ("vae", "hvi", "avo") for s in _mnist(method=m, batch=256, bounds_images=100)]
+
+
 def regime() -> list[Spec]:
     """What might make the chain earn its cost, one change at a time, judged on the validation images."""
     specs = [spec for method in ("vae", "hvi", "avo") for change in CHANGES for spec in searched(method, change)]
@@ -267,7 +272,7 @@ MNIST_LINES: dict[str, dict[str, Any]] = {
 }
 
 _TOYS = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best)
-_MNIST = (mnist, long, anatomy, faultless, regime, chosen, schedules, robustness, collapse)
+_MNIST = (mnist, long, anatomy, faultless, agreement, regime, chosen, schedules, robustness, collapse)
 TOY_STUDIES: dict[str, Callable[[], list[Spec]]] = {study.__name__: study for study in _TOYS}
 STUDIES = TOY_STUDIES | {study.__name__: study for study in _MNIST}
 

@@ -48,6 +48,40 @@ def test_with_the_exact_posterior_all_weights_are_equal():
     assert (found.se < 1e-9).all()
 
 
+def test_a_fitted_proposal_finds_the_exact_likelihood_where_the_posterior_is_bad():
+    model = correlated(shift=0.8, stretch=0.5)
+    x = model.simulate(20)[1]
+    torch.manual_seed(0)
+    plain = likelihood.importance_sampling(model, x, 2000)
+    found = likelihood.adaptive_importance_sampling(model, x, 2000)
+    errors = found.log_px - model.log_px(x)
+    assert errors.abs().max() < 0.05 and errors.mean().abs() < 0.005
+    assert 0.5 < (errors.square().mean() / found.se.square().mean()).sqrt() < 2
+    assert (found.ess > 0.6).all() and (found.pareto_k < 0.5).all() and plain.ess.mean() < 0.2
+
+
+@pytest.mark.parametrize("n_rounds", [1, 4])
+def test_a_fitted_proposal_is_unbiased_from_few_draws_and_in_any_chunks(n_rounds):
+    model = correlated(shift=0.3, stretch=1.4)
+    x = model.simulate(1)[1].expand(4000, -1)
+    torch.manual_seed(0)
+    found = likelihood.adaptive_importance_sampling(model, x, 30, n_rounds, chunk_rows=5000)
+    ratios = (found.log_px - model.log_px(x[:1])).exp()
+    assert abs(float(ratios.mean()) - 1) < 4 * float(ratios.std()) / 4000**0.5 < 0.1
+
+
+def test_a_fitted_proposal_takes_the_chains_own_states():
+    vae, x = tiny(n_transitions=2), images()
+    torch.manual_seed(0)
+    found = likelihood.adaptive_importance_sampling(vae, x, 4000)
+    axis = torch.linspace(-8, 8, 201, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis).unsqueeze(1)
+    exact = torch.cat([torch.logsumexp(vae.joint(one).log_prob(grid), 0) for one in x.split(1)])
+    exact = exact + 2 * (axis[1] - axis[0]).log()
+    assert ((found.log_px - exact).abs() < 4 * found.se).all() and (found.se < 0.02).all()
+    assert (found.pareto_k < 0.7).all()
+
+
 @pytest.mark.parametrize("start", ["prior", "posterior"])
 def test_ais_finds_the_exact_likelihood_from_the_prior_and_from_a_bad_posterior(start):
     model = correlated(shift=0.5, stretch=0.8)
