@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from annealed_core.kernels import DiagonalGaussian, Kernel, are_alike, run_pairs
+from annealed_core.kernels import DiagonalGaussian, Kernel, are_alike, run_pairs, run_pairs_twice
 from annealed_core.stack import Stack
 from annealed_core.targets import Target
 
@@ -90,6 +90,22 @@ class Chain:
             log_ratios.append(log_ratio)
         ratios = torch.stack(log_ratios) if log_ratios else log_q0.new_zeros((0, *log_q0.shape))
         return Trajectory(torch.stack(states), ratios, log_q0)
+
+    def rsample_twice(self, noise: Tensor) -> tuple[Trajectory, Trajectory]:
+        """`rsample(noise=noise)` for the ELBO, and `detach().rsample(noise=noise, local=True)` for AVO.
+
+        Where the kernels are pairs of Gaussians with a context, the two share what they can; the second is then exact
+        up to rounding.
+        """
+        alike = not isinstance(self.kernels, Stack) and are_alike(kernels := list(self.kernels))
+        if self.context is None or not alike or not torch.is_grad_enabled():
+            return self.rsample(noise=noise), self.detach().rsample(noise=noise, local=True)
+        start = self.base.rsample(noise[0])
+        log_q0 = self.base.log_prob(start)
+        (moved, ratios), (moved_locally, local_ratios) = run_pairs_twice(kernels, start, self.context, noise[1:])
+        whole = Trajectory(torch.cat([start.unsqueeze(0), moved]), ratios, log_q0)
+        states = torch.cat([start.detach().unsqueeze(0), moved_locally])
+        return whole, Trajectory(states, local_ratios, log_q0.detach())
 
     def log_weight(self, target: Target, trajectory: Trajectory) -> Tensor:
         """Log f(z_T) + sum_t log (r_t / q_t) - log q_0(z_0) in nats, (*sample, *batch).

@@ -63,6 +63,31 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.nn.functional.linear(x, weight, bias)
 
 
+class _LinearAndCut(torch.autograd.Function):
+    """`linear_and_cut` with its gradient: one product forwards, and one for the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight)
+        product = linear(x, weight)
+        return product, product.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, gradient_of_cut: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        return (
+            linear(gradient.contiguous(), weight.t()) if ctx.needs_input_grad[0] else None,
+            linear((gradient + gradient_of_cut).t(), x.t()) if ctx.needs_input_grad[1] else None,
+        )
+
+
+def linear_and_cut(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`linear(x, weight)` and `linear(x.detach(), weight)`, for little more than one of them."""
+    if torch._C._are_functorch_transforms_active():
+        return linear(x, weight), linear(x.detach(), weight)
+    return _LinearAndCut.apply(x, weight)
+
+
 class Linear(nn.Linear):
     """`nn.Linear` by `linear`, for large layers."""
 
@@ -275,22 +300,58 @@ def run_pairs(
 
     Returns the states z_1 ... z_T, (T, *sample, *batch, dim), and the log-ratios, (T, *sample, *batch), in nats.
     """
-    forwards, reverse = [pair.forwards for pair in pairs], [pair.reverse for pair in pairs]
-    context_layers = torch.cat([each.context.weight for each in (*forwards, *reverse)])
-    features = linear(context.reshape(-1, context.shape[-1]), context_layers).view(
-        *context.shape[:-1], 2 * len(pairs), -1
-    )
-    features_there, features_back = features.movedim(-2, 0).chunk(2)
+    features = linear(context.reshape(-1, context.shape[-1]), _context_layers(pairs))
+    there, back = _by_conditional(features, len(pairs), context)
     if not torch.is_grad_enabled() and start.numel() >= MANY_NUMBERS:
-        return _run_without_gradient(pairs, start, features_there, features_back, noise)
+        return _run_without_gradient(pairs, start, there, back, noise)
+    return _run(pairs, start, there, back, noise, local)
+
+
+def run_pairs_twice(
+    pairs: Sequence[Any], start: Tensor, context: Tensor, noise: Tensor
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What `run_pairs` returns, and what it does with `local`, start and context cut off, for less than both together.
+
+    Both have the same states, so that the second run knows all of them before it begins, and the same products with the
+    context. Arguments are those of `run_pairs`.
+    """
+    features, cut = linear_and_cut(context.reshape(-1, context.shape[-1]), _context_layers(pairs))
+    there, back = _by_conditional(features, len(pairs), context)
+    moved, log_ratios = _run(pairs, start, there, back, noise)
+    there, back = _by_conditional(cut, len(pairs), context)
+    before = torch.cat([start.unsqueeze(0), moved[:-1]]).detach()
+    loc, scale = _given_together([pair.forwards for pair in pairs], before, there)
+    after = loc + scale * noise
+    log_reverse = normal_log_prob(before, *_given_together([pair.reverse for pair in pairs], after, back))
+    return (moved, log_ratios), (after, log_reverse - drawn_log_prob(noise, scale))
+
+
+def _context_layers(pairs: Sequence[Any]) -> Tensor:
+    conditionals = (*(pair.forwards for pair in pairs), *(pair.reverse for pair in pairs))
+    return torch.cat([each.context.weight for each in conditionals])
+
+
+def _by_conditional(features: Tensor, n_pairs: int, context: Tensor) -> tuple[Tensor, ...]:
+    """The context's part, apart for conditionals there and back: (T, *batch, hidden) each."""
+    return features.view(*context.shape[:-1], 2 * n_pairs, -1).movedim(-2, 0).chunk(2)
+
+
+def _run(
+    pairs: Sequence[Any],
+    start: Tensor,
+    features_there: Tensor,
+    features_back: Tensor,
+    noise: Tensor,
+    local: bool = False,
+) -> tuple[Tensor, Tensor]:
     z, drawn = start, []
-    for conditional, feature, fresh in zip(forwards, features_there, noise, strict=True):
+    for pair, feature, fresh in zip(pairs, features_there, noise, strict=True):
         z_before = z.detach() if local else z
-        loc, scale = conditional.given(z_before, feature)
+        loc, scale = pair.forwards.given(z_before, feature)
         z = loc + scale * fresh
         drawn.append((z_before, z, scale))
     before, after, scales = (torch.stack(each) for each in zip(*drawn, strict=True))
-    log_reverse = normal_log_prob(before, *_given_together(reverse, after, features_back))
+    log_reverse = normal_log_prob(before, *_given_together([pair.reverse for pair in pairs], after, features_back))
     return after, log_reverse - drawn_log_prob(noise, scales)
 
 

@@ -195,8 +195,11 @@ class Mnist:
         if weight == 1:  # the ELBO then trains encoder and decoder alone
             whole = objectives.beta_elbo(with_frozen_kernels(chain), joint, beta, noise=noise)
             return whole + self._avo(chain, joint, beta, noise)
-        whole = objectives.beta_elbo(chain, joint, beta, noise=noise)
-        return weight * self._avo(chain, joint, beta, noise) + (1 - weight) * whole
+        if self.faults:
+            whole = objectives.beta_elbo(chain, joint, beta, noise=noise)
+            return weight * self._avo(chain, joint, beta, noise) + (1 - weight) * whole
+        values = objectives.calibrated_avo(chain, joint, self.alphas.detach(), weight, beta, noise=noise)
+        return values + weight * self._learning_path(chain, joint)
 
     @property
     def alphas(self) -> Tensor:
@@ -207,15 +210,17 @@ class Mnist:
         return torch.where(alphas.isfinite(), alphas, self._spaced)  # of a run that fails: it is found at the record
 
     def _avo(self, chain: Any, joint: Any, beta: float, noise: Tensor | None = None) -> Tensor:
-        alphas = self.alphas
+        alphas = self.alphas.detach()
         if self.faults:
-            values = faulty_avo(chain, joint, alphas.detach(), beta, self.faults, noise)
-        else:
-            values = objectives.avo(chain, joint, alphas.detach(), beta, noise=noise)
+            return faulty_avo(chain, joint, alphas, beta, self.faults, noise) + self._learning_path(chain, joint)
+        return objectives.avo(chain, joint, alphas, beta, noise=noise) + self._learning_path(chain, joint)
+
+    def _learning_path(self, chain: Any, joint: Any) -> Tensor | float:
+        """What teaches the path, if it learns: 0, with a gradient."""
         if self.path is None:
-            return values
-        fit = self._path_fit(chain, joint, alphas)
-        return values + fit - fit.detach()
+            return 0.0
+        fit = self._path_fit(chain, joint, self.alphas)
+        return fit - fit.detach()
 
     def _path_fit(self, chain: Any, joint: Any, alphas: Tensor) -> Tensor:
         """What teaches the path, from some draws for the first few images: (), with beta at 1 and no other gradient."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from annealed_core.chain import Chain
+from annealed_core.chain import Chain, Trajectory
 from annealed_core.targets import Target, check_alphas
 
 Shape = int | Sequence[int]
@@ -34,7 +34,10 @@ def beta_elbo(chain: Chain, target: Any, beta: float, sample_shape: Shape = (), 
     `target` is a joint density with `log_likelihood` and `log_prior`, such as `vae.Joint`. beta = 1 is the ELBO; values
     (*sample, *batch).
     """
-    trajectory = chain.rsample(sample_shape, noise)
+    return _beta_weight(chain.rsample(sample_shape, noise), target, beta)
+
+
+def _beta_weight(trajectory: Trajectory, target: Any, beta: float) -> Tensor:
     z = trajectory.z[-1]
     return target.log_likelihood(z) + beta * (target.log_prior(z) + trajectory.log_ratios.sum(0) - trajectory.log_q0)
 
@@ -97,8 +100,13 @@ def avo_steps(
 
     Raises ValueError for alphas that do not fit.
     """
-    chain, target = chain.detach(), target.frozen() if callable(getattr(target, "frozen", None)) else target
-    trajectory = chain.rsample(sample_shape, noise, local=True)
+    chain = chain.detach()
+    return _local_steps(chain, target, alphas, beta, chain.rsample(sample_shape, noise, local=True))
+
+
+def _local_steps(chain: Chain, target: Any, alphas: Tensor, beta: float, trajectory: Trajectory) -> Tensor:
+    """`avo_steps` of a detached chain and its trajectory."""
+    target = target.frozen() if callable(getattr(target, "frozen", None)) else target
     moved = trajectory.z[1:]
     alpha = _exponents(alphas, trajectory.log_ratios)
     log_target = target.log_prob(moved) if beta == 1 else target.log_likelihood(moved) + beta * target.log_prior(moved)
@@ -146,8 +154,12 @@ def calibrated_avo(
     if not 0 <= weight <= 1:
         raise ValueError(f"weight must lie in [0, 1], got {weight}")
     noise = chain.noise(sample_shape) if noise is None else noise
-    whole = elbo(chain, target, noise=noise) if beta == 1 else beta_elbo(chain, target, beta, noise=noise)
-    return whole if weight == 0 else weight * avo(chain, target, alphas, beta, noise=noise) + (1 - weight) * whole
+    if weight == 0:
+        return elbo(chain, target, noise=noise) if beta == 1 else beta_elbo(chain, target, beta, noise=noise)
+    trajectory, local = chain.rsample_twice(noise)
+    whole = chain.log_weight(target, trajectory) if beta == 1 else _beta_weight(trajectory, target, beta)
+    steps = _local_steps(chain.detach(), target, alphas, beta, local)
+    return weight * steps.sum(0) + (1 - weight) * whole
 
 
 def iwae(chain: Chain, target: Target, n_samples: int, sample_shape: Shape = (), noise: Tensor | None = None) -> Tensor:

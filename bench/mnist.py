@@ -48,6 +48,8 @@ SOME_IMAGES, SOME_SAMPLES = 100, 200
 DECODED_ROWS = 4096
 TOLERANCE = 1e-4
 PLAIN, PRODUCTS, FAST_PRODUCTS = "plain loop", "products, torch.mm", "products, linear"
+HVI_PRODUCTS, FAST_HVI_PRODUCTS = "products of hvi, torch.mm", "products of hvi, linear"
+OF_LIKELIHOOD = (PRODUCTS, FAST_PRODUCTS, HVI_PRODUCTS, FAST_HVI_PRODUCTS)
 
 #: Inputs and outputs of the layers, in order, and whether their inputs need a gradient.
 ENCODER = [(PIXELS, WIDTH, False), (WIDTH, WIDTH, True), (WIDTH, 2 * LATENTS, True)]
@@ -185,9 +187,16 @@ def training_products(batch: int, fast: bool) -> Work:
     return repeat(calls)
 
 
-def decoding_products(fast: bool) -> Work:
-    """The products of decoding DECODED_ROWS latents."""
-    pairs = [(torch.randn(DECODED_ROWS, size_in), torch.randn(size_out, size_in)) for size_in, size_out, _ in DECODER]
+def likelihood_products(fast: bool, transitions: bool) -> Work:
+    """The products of decoding DECODED_ROWS latents; with those of HVI's transitions there and back, if wanted."""
+    sizes = [(size_in, size_out) for size_in, size_out, _ in DECODER]
+    if transitions:
+        for pair in auto_encoder(Spec("mnist", "hvi")).kernels:
+            for conditional in (pair.forwards, pair.reverse):
+                sizes += [
+                    (layer.in_features, layer.out_features) for layer in (conditional.hidden, conditional.outputs)
+                ]
+    pairs = [(torch.randn(DECODED_ROWS, size_in), torch.randn(size_out, size_in)) for size_in, size_out in sizes]
     return repeat([product(x, weight.t(), fast) for x, weight in pairs])
 
 
@@ -227,7 +236,7 @@ class Entry:
         """Units in an epoch, or in the likelihood of the test set."""
         if self.batch is not None:
             return EPOCH / self.batch
-        rows = DECODED_ROWS if self.what in (PRODUCTS, FAST_PRODUCTS) else SOME_IMAGES * SOME_SAMPLES
+        rows = DECODED_ROWS if self.what in OF_LIKELIHOOD else SOME_IMAGES * SOME_SAMPLES
         return TEST_IMAGES * TEST_SAMPLES / rows
 
     @property
@@ -236,10 +245,10 @@ class Entry:
 
 
 def build(what: str, batch: int | None) -> Work:
-    if what in (PRODUCTS, FAST_PRODUCTS):
-        fast = what == FAST_PRODUCTS
+    if what in OF_LIKELIHOOD:
+        fast, of_hvi = what in (FAST_PRODUCTS, FAST_HVI_PRODUCTS), what in (HVI_PRODUCTS, FAST_HVI_PRODUCTS)
         keep_memory()
-        return decoding_products(fast) if batch is None else training_products(batch, fast)
+        return likelihood_products(fast, of_hvi) if batch is None else training_products(batch, fast)
     if what == PLAIN:
         assert batch is not None
         return plain_loop(batch)
@@ -330,8 +339,8 @@ def ratios(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     ]
     asked_of_likelihood = [
         (f"likelihood, {method} / {reference}", method, reference, "at most", 2.0)
-        for method in ("vae", "hvi")
-        for reference in (PRODUCTS, FAST_PRODUCTS)
+        for method, references in {"vae": OF_LIKELIHOOD[:2], "hvi": OF_LIKELIHOOD}.items()
+        for reference in references
     ]
     found = []
     for batch, processes in dict.fromkeys((e.batch, e.processes) for e in entries):
@@ -367,7 +376,7 @@ def main() -> None:
     print(f"the plain loop's loss and gradients agree with annealed_core's, largest error {error:.0e}\n")
 
     contestants = [PLAIN, PRODUCTS, FAST_PRODUCTS, *arguments.methods]
-    judged = [PRODUCTS, FAST_PRODUCTS, *(method for method in ("vae", "hvi") if method in arguments.methods)]
+    judged = [*OF_LIKELIHOOD, *(method for method in ("vae", "hvi") if method in arguments.methods)]
     entries = [
         Entry(what, batch, processes)
         for processes in dict.fromkeys([1, cores()] if arguments.both else [1])

@@ -7,7 +7,7 @@ import torch
 
 from annealed_core import evidence
 from annealed_core.chain import Chain
-from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair, Metropolis, normal_log_prob
+from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair, Metropolis, ResidualGaussianPair, normal_log_prob
 from annealed_core.targets import ENERGIES, Energy, GeometricPath, linear_alphas
 
 LOG_Z = {"A": 1.8775, "B": 3.8146, "C": 3.4502, "D": 0.0, "E": 1.7263, "F": 2.6324}
@@ -167,6 +167,53 @@ def test_a_detached_chain_keeps_values_and_kernels_but_not_what_made_its_base_an
     wanted = [loc, context, *kernels.parameters()]
     gradients = torch.autograd.grad(chain.detach().rsample(noise=noise).log_ratios.sum(), wanted, allow_unused=True)
     assert gradients[0] is None and gradients[1] is None and all(g is not None and g.any() for g in gradients[2:])
+
+
+def conditional_chain(kind, requires_grad=True):
+    torch.manual_seed(0)
+    kernels = torch.nn.ModuleList(kind(3, 8, 5, True) for _ in range(4)).double()
+    for parameter in kernels.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    loc, context = draw(6, 3).requires_grad_(requires_grad), draw(6, 5).requires_grad_(requires_grad)
+    return Chain(DiagonalGaussian(loc, torch.ones_like(loc)), kernels, context)
+
+
+@pytest.mark.parametrize("kind", [GatedGaussianPair, ResidualGaussianPair])
+@pytest.mark.parametrize("sample_shape", [(), (7,), (2, 7)])
+@pytest.mark.parametrize("used", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.8, 0.2)])
+def test_two_trajectories_of_one_noise_are_the_whole_and_the_local_one(kind, sample_shape, used):
+    chain = conditional_chain(kind)
+    noise, found = chain.noise(sample_shape), []
+    inputs = [chain.base.loc, chain.context, *chain.kernels.parameters()]
+    apart = chain.rsample(noise=noise), chain.detach().rsample(noise=noise, local=True)
+    for both in (chain.rsample_twice(noise), apart):
+        parts = [(each.z.square().sum(-1)[1:] + each.log_ratios).cos().sum() + each.log_q0.sum() for each in both]
+        value = sum(weight * part for weight, part in zip(used, parts, strict=True))
+        states = [(each.z, each.log_ratios, each.log_q0) for each in both]
+        found.append((states, torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_two_trajectories_under_a_transform_of_torch_func():
+    chain = conditional_chain(GatedGaussianPair, requires_grad=False)
+    noise = chain.noise()
+
+    def value(context):
+        whole, local = Chain(chain.base, chain.kernels, context).rsample_twice(noise)
+        return whole.log_ratios.square().sum() + local.log_ratios.sum()
+
+    context = chain.context.clone().requires_grad_()
+    expected = torch.autograd.grad(value(context), context)[0]
+    torch.testing.assert_close(torch.func.grad(value)(chain.context), expected)
+
+
+def test_two_trajectories_without_a_context_or_a_gradient():
+    for chain in (random_chain(), conditional_chain(GatedGaussianPair)):
+        noise = chain.noise(4)
+        with torch.no_grad():
+            whole, local = chain.rsample_twice(noise)
+        torch.testing.assert_close(local.log_ratios, whole.log_ratios)
+        torch.testing.assert_close(whole.z, chain.rsample(noise=noise).z.detach())
 
 
 def metropolis_chain(name, n_transitions=24, n_moves=2):
