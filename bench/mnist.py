@@ -318,12 +318,12 @@ def measure(entries: Sequence[Entry], seconds: float, rounds: int) -> None:
 
 
 def table(entries: Sequence[Entry]) -> str:
-    lines = [f"{'':24}{'batch':>8}{'processes x threads':>21}{'seconds':>10}{'least - most':>18}"]
+    lines = [f"{'':36}{'batch':>8}{'processes x threads':>21}{'seconds':>10}{'least - most':>18}"]
     for entry in entries:
         spread = f"{min(entry.rounds):.2f} - {max(entry.rounds):.2f}"
         what = entry.what if entry.batch is not None else f"likelihood, {entry.what}"
         team = f"{entry.processes} x {entry.threads}"
-        lines.append(f"{what:34.34}".ljust(26) + f"{entry.batch or '':>6}{team:>21}{entry.median:10.2f}{spread:>18}")
+        lines.append(f"{what:38}{entry.batch or '':>6}{team:>21}{entry.median:10.2f}{spread:>18}")
     return "\n".join(lines)
 
 

@@ -120,6 +120,16 @@ def test_the_cost_of_the_earlier_faults_is_that_of_the_committed_runs():
     assert words in " ".join(README.split())
 
 
+def test_how_far_sampling_is_from_annealing_is_what_the_committed_runs_say():
+    first = [r.metrics for r in results.load("full", "mnist") if r.metrics.get("bounds_images")]
+    short = [-metrics["is_minus_ais"] for metrics in first]
+    assert min(short) > 0.75 and sum(short) / len(short) < 1.25
+    fitted = [r.metrics for r in results.load("full", "agreement")]
+    farthest = max(abs(metrics["adaptive_minus_ais"]) for metrics in fitted)
+    words = f"they and annealing differ by at most {math.ceil(100 * farthest) / 100:.2f} nats in any of nine runs"
+    assert words in " ".join(README.split()) and len(fitted) == 9
+
+
 def test_what_schedules_change_is_what_the_committed_runs_say():
     found, words = results.load("full", "schedules"), " ".join(README.split())
     rise, none = {"schedule": "linear", "path": None, "anneals": "beta"}, {"schedule": "constant", "anneals": "beta"}
