@@ -65,9 +65,7 @@ def latent_information(model: Any, x: Tensor, n_samples: int = 256, n_images: in
 
 def _marginals(model: Any, x: Tensor, n_samples: int) -> tuple[Tensor, Tensor]:
     """Mean over images of the second moment and of the entropy of each latent given an image, both (latents,)."""
-    check_whole(n_samples=n_samples)
-    if n_samples < 2:
-        raise ValueError(f"n_samples must be a whole number from 2, got {n_samples}")
+    check_whole(2, n_samples=n_samples)
     chain = posterior_of(model, x)
     if not len(chain):
         loc, scale = chain.base.loc.double(), chain.base.scale.double()

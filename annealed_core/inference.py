@@ -43,9 +43,7 @@ def active_units(model: Any, x: Tensor, threshold: float = 0.01, n_samples: int 
 
     Returns the number, and the variance of each latent, (latents,). Raises ValueError for fewer than two images too.
     """
-    check_whole(n_samples=n_samples)
-    if n_samples < 2:
-        raise ValueError(f"n_samples must be a whole number from 2, got {n_samples}")
+    check_whole(2, n_samples=n_samples)
     check_positive(threshold=threshold)
     chain = posterior_of(model, x)
     if len(x) < 2:

@@ -106,7 +106,8 @@ def adaptive_importance_sampling(
         model, x, n_samples, chunk_rows: as for `importance_sampling`; at least 10 samples a latent serve to fit.
         n_rounds: fits, each to `n_samples` draws.
     """
-    check_whole(n_samples=n_samples, n_rounds=n_rounds, chunk_rows=chunk_rows)
+    check_whole(2, n_samples=n_samples)  # of one there is no covariance
+    check_whole(n_rounds=n_rounds, chunk_rows=chunk_rows)
     chain, targets, parts = posterior_of(model, x), targets_of(model, x), []
     for images in slices(len(x), max(1, WEIGHTS // n_samples // 8)):
         target, piece = targets(images), part_of(chain, images)

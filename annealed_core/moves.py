@@ -18,11 +18,11 @@ from annealed_core.kernels import Metropolis
 __all__ = ["Hamiltonian", "Langevin", "Metropolis", "check_positive", "check_whole"]
 
 
-def check_whole(**fields: Any) -> None:
-    """Refuse, by name, whatever is not a whole number from 1: ValueError."""
+def check_whole(least: int = 1, /, **fields: Any) -> None:
+    """Refuse, by name, whatever is not a whole number from `least`: ValueError."""
     for name, value in fields.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number from {least}, got {value!r}")
 
 
 def check_positive(**fields: Any) -> None:

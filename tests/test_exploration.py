@@ -248,7 +248,7 @@ IMAGES = torch.rand(8, 784)
     "call, message",
     [
         (lambda m: exploration.latent_kl(m, IMAGES, 1), "n_samples must be a whole number from 2, got 1"),
-        (lambda m: exploration.latent_kl(m, IMAGES, 2.5), "n_samples must be a whole number from 1, got 2.5"),
+        (lambda m: exploration.latent_kl(m, IMAGES, 2.5), "n_samples must be a whole number from 2, got 2.5"),
         (lambda m: exploration.latent_kl(m.train(), IMAGES), "model must be in evaluation mode, got training = True"),
         (lambda m: exploration.prior_samples(m, 0), "n must be a whole number from 1, got 0"),
         (lambda m: exploration.prior_samples(m.train(), 5), "model must be in evaluation mode, got training = True"),

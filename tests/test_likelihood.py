@@ -252,6 +252,10 @@ def test_sigmoid_alphas_rise_from_0_to_1_and_are_dense_at_both_ends():
         (lambda m, x: likelihood.importance_sampling(m, x, 0), "n_samples must be a whole number from 1, got 0"),
         (lambda m, x: likelihood.importance_sampling(m, x, 5, 0), "chunk_rows must be a whole number from 1, got 0"),
         (lambda m, x: likelihood.importance_sampling(m, x[0]), r"x must have shape \(n_images, pixels\), got \(784,\)"),
+        (
+            lambda m, x: likelihood.adaptive_importance_sampling(m, x, 1),
+            "n_samples must be a whole number from 2, got 1",
+        ),
         (lambda m, x: likelihood.ais(m, x[:0]), r"x must have shape \(n_images, pixels\), got \(0, 784\)"),
         (lambda m, x: likelihood.ais(m.train(), x), "model must be in evaluation mode, got training = True"),
         (lambda m, x: likelihood.ais(m, x, 1.5), "n_particles must be a whole number from 1, got 1.5"),
