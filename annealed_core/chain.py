@@ -77,12 +77,11 @@ class Chain:
         """
         noise = self.noise(sample_shape) if noise is None else noise
         start = self.base.rsample(noise[0])
-        log_q0 = self.base.log_prob(start)
+        log_q0 = self.base.drawn_log_prob(noise[0])
         if isinstance(self.kernels, Stack):
             return Trajectory(*self.kernels.rsample(start, noise[1:], local), log_q0)
         if self.context is not None and are_alike(kernels := list(self.kernels)):
-            moved, ratios = run_pairs(kernels, start, self.context, noise[1:], local)
-            return Trajectory(torch.cat([start.unsqueeze(0), moved]), ratios, log_q0)
+            return Trajectory(*run_pairs(kernels, start, self.context, noise[1:], local), log_q0)
         states, log_ratios = [start], []
         for kernel, fresh in zip(self.kernels, noise[1:], strict=True):
             z_next, log_ratio = kernel(states[-1].detach() if local else states[-1], self.context, fresh)
@@ -101,11 +100,9 @@ class Chain:
         if self.context is None or not alike or not torch.is_grad_enabled():
             return self.rsample(noise=noise), self.detach().rsample(noise=noise, local=True)
         start = self.base.rsample(noise[0])
-        log_q0 = self.base.log_prob(start)
-        (moved, ratios), (moved_locally, local_ratios) = run_pairs_twice(kernels, start, self.context, noise[1:])
-        whole = Trajectory(torch.cat([start.unsqueeze(0), moved]), ratios, log_q0)
-        states = torch.cat([start.detach().unsqueeze(0), moved_locally])
-        return whole, Trajectory(states, local_ratios, log_q0.detach())
+        log_q0 = self.base.drawn_log_prob(noise[0])
+        whole, local = run_pairs_twice(kernels, start, self.context, noise[1:])
+        return Trajectory(*whole, log_q0), Trajectory(*local, log_q0.detach())
 
     def log_weight(self, target: Target, trajectory: Trajectory) -> Tensor:
         """Log f(z_T) + sum_t log (r_t / q_t) - log q_0(z_0) in nats, (*sample, *batch).

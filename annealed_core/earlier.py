@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from annealed_core.chain import Chain
@@ -16,7 +17,8 @@ from annealed_core.chain import Chain
 #: What each fault does. The last two are no matter of the objective: `mnist.Mnist` sees to them.
 FAULTS = {
     "summed": "the likelihood is summed over the batch, everything else is per image",
-    "live_base": "f_0 is the encoder's q_0 with live parameters: it is rewarded for chasing the states",
+    "live_base": "the encoder is not cut off: f_0 is its q_0 with live parameters, rewarded for chasing the states, "
+    "and without beta; the kernels' context has a gradient too",
     "decoder": "the decoder, its batch statistics included, learns from the states on the way too",
     "grey": "trained and selected on grey pixels, of which a Bernoulli decoder gives no likelihood",
     "unshuffled": "the images come in the same order in every epoch, and the last weights are kept, not the best",
@@ -47,12 +49,19 @@ def faulty_avo(
     """
     check_faults(faults)
     cut = chain.detach()
-    target = joint if "decoder" in faults else joint.frozen()
-    trajectory = cut.rsample(noise=noise, local=True)
-    moved, base = trajectory.z[1:], chain.base if "live_base" in faults else cut.base
-    likelihood = target.log_likelihood(moved)
+    if "live_base" in faults:
+        trajectory = Chain(cut.base, chain.kernels, chain.context).rsample(noise=noise, local=True)
+        log_f0 = chain.base.log_prob(trajectory.z[1:])
+    else:
+        trajectory = cut.rsample(noise=noise, local=True)
+        log_f0 = beta * cut.base.log_prob(trajectory.z[1:])
+    moved = trajectory.z[1:]
+    if "decoder" in faults:  # decoded one after another, with statistics of its own for each
+        likelihood = torch.stack([joint.log_likelihood(z) for z in moved])
+    else:
+        likelihood = joint.frozen().log_likelihood(moved)
     if "summed" in faults:
         likelihood = likelihood.sum(-1, keepdim=True)
     alpha = alphas[1:].to(likelihood).unsqueeze(-1)
-    log_f = alpha * (likelihood + beta * target.log_prior(moved)) + (1 - alpha) * beta * base.log_prob(moved)
+    log_f = alpha * (likelihood + beta * joint.log_prior(moved)) + (1 - alpha) * log_f0
     return (log_f + beta * trajectory.log_ratios).sum(0)

@@ -18,7 +18,9 @@ from annealed_core import toys
 from annealed_core.chain import Chain
 from annealed_core.fields import check_parameter
 from annealed_core.mnist import Mnist, auto_encoder
+from annealed_core.optimiser import Adam
 from annealed_core.problems import Problem
+from annealed_core.products import products_in
 from annealed_core.spec import Spec
 from annealed_core.store import Folder
 from annealed_core.system import keep_memory
@@ -104,7 +106,7 @@ def _train(problem: Problem, folder: Folder, label: str, device: str) -> tuple[l
     if not parameters:  # a chain of length 0 has nothing to train
         return histories, 0.0
     lr: float = spec.get("lr")
-    optimiser = torch.optim.Adam(parameters, lr=lr, betas=(spec.get("beta1"), 0.999), fused=True)
+    optimiser = Adam(parameters, lr, (spec.get("beta1"), 0.999))
     seconds, step = 0.0, 0
     saved = folder.load("checkpoint.pt")
     if saved is not None:
@@ -119,9 +121,10 @@ def _train(problem: Problem, folder: Folder, label: str, device: str) -> tuple[l
         while step < problem.steps:
             if spec.lr_schedule == "cosine":
                 optimiser.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / problem.steps))
-            loss = -problem.objective(step).sum()
-            optimiser.zero_grad()
-            loss.backward()
+            with products_in(spec.precision):
+                loss = -problem.objective(step).sum()
+                optimiser.zero_grad()
+                loss.backward()
             optimiser.step()
             step += 1
             if len(problem.failures) == len(problem.specs):

@@ -20,6 +20,7 @@ METHODS = {
 KERNELS = ("gated", "residual", "planar", "householder", "iaf", "spline")
 PATHS = ("linear", "geometric", "learned")
 ANNEALS = ("beta", "alpha", "capacity")
+PRECISIONS = ("highest", "medium")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ FIELDS: dict[str, _Field] = {
     "base": _choice("encoder", "prior"),
     "faults": _Field(f"a list of some of {', '.join(FAULTS)}", _is_selection),
     "ema": _real(0, 1, open_high=True),
+    "precision": _choice(*PRECISIONS),
     "train_images": _whole(2, 50_000),
     "nll_samples": _whole(2),
     "nll_images": _whole(1, 10_000),

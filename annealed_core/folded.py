@@ -5,63 +5,95 @@ What `likelihood` and `inference` have in common.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_linear_bn_eval
+from torch.nn.functional import leaky_relu_
 
 from annealed_core.chain import Chain
-from annealed_core.kernels import DiagonalGaussian, linear
-from annealed_core.vae import Decoder, Joint, sum_softplus
+from annealed_core.kernels import DiagonalGaussian
+from annealed_core.layers import sum_centred_softplus
+from annealed_core.products import linear
+from annealed_core.vae import Decoder, Joint, has_plain_layers, without_norm
 
-CHUNK_ROWS = 2048  # the logits of so many images stay in a processor's cache
+CHUNK_ROWS = 2560  # 5,000 samples are two such; the logits of so many images stay in a cache
 WEIGHTS = 2**22  # log-weights held at a time
 
 
 class FoldedJoint(Joint):
-    """`vae.Joint` as it stands in evaluation mode, with the same values and gradients of z, in fewer passes.
+    """`vae.Joint` of a decoder as it stands in evaluation mode: the same values and gradients of z in fewer passes.
 
-    Batch normalisation is folded into the linear layers, and the sum of logits * x over pixels is h . (W^T x) + b . x,
-    a product with the last hidden layer h instead of one with the logits.
+    Batch normalisation is folded into the linear layers, and one more unit of each hidden layer, which is always 1,
+    brings the biases of the layer after it. For a logit l, log p(x | z) = (x - 1/2) l - (softplus(l) - l / 2), and the
+    sum over pixels of the first is h . W^T (x - 1/2): a product with the last hidden layer h instead of one with the
+    logits.
 
     Args:
-        features: the decoder's hidden layers, as `fold` gives them; `outputs`: its last.
+        decoder: with plain layers.
         x: (batch, 784), values in {0, 1}.
         latents: dimensions of z.
     """
 
-    def __init__(self, features: nn.Module, outputs: nn.Linear, x: Tensor, latents: int) -> None:
-        super().__init__(nn.Sequential(features, outputs), x, latents)
-        self.features, self.weight, self.bias = features, outputs.weight.detach(), outputs.bias.detach()
-        self.observed_weight, self.observed_bias = x @ self.weight, x @ self.bias
+    def __init__(self, decoder: FoldedDecoder, x: Tensor, latents: int) -> None:
+        super().__init__(decoder, x, latents)
+        self.hidden, self.weight = decoder.hidden, decoder.weight
+        self.centred_weight = (x - 0.5) @ self.weight
 
     def log_likelihood(self, z: Tensor) -> Tensor:
         """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
-        hidden = self.features(z.flatten(0, -2))
-        logits = linear(hidden, self.weight, self.bias)
-        observed = (hidden.unflatten(0, z.shape[:-1]) * self.observed_weight).sum(-1) + self.observed_bias
-        return observed - sum_softplus(logits).unflatten(0, z.shape[:-1])
+        hidden = self.hidden(z.flatten(0, -2))
+        logits = linear(hidden, self.weight)
+        by_image = hidden.unflatten(0, (-1, z.shape[-2])).transpose(0, 1)  # (batch, samples, width)
+        linear_part = (by_image @ self.centred_weight.unsqueeze(-1)).squeeze(-1).mT.reshape(z.shape[:-1])
+        return linear_part - sum_centred_softplus(logits).unflatten(0, z.shape[:-1])
 
     def frozen(self) -> FoldedJoint:
         """Itself: its weights don't learn."""
         return self
 
 
-def fold(network: nn.Sequential) -> nn.Sequential:
-    """The same function in evaluation mode, with weights of its own that don't learn and no batch normalisation."""
-    layers: list[nn.Module] = []
-    for layer in copy.deepcopy(network).requires_grad_(False).eval():
-        if isinstance(layer, nn.BatchNorm1d) and layers and isinstance(layers[-1], nn.Linear):
-            layers[-1] = fuse_linear_bn_eval(layers[-1], layer)
-        elif isinstance(layer, nn.LeakyReLU):
-            layers.append(nn.LeakyReLU(layer.negative_slope, inplace=True))
-        else:
-            layers.append(layer)
-    return nn.Sequential(*layers)
+class FoldedDecoder(nn.Module):
+    """A `Decoder` with plain layers, as it stands in evaluation mode, and with weights of its own that don't learn.
+
+    Attributes:
+        weight: of the logits, (784, width and what is added to it).
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        layers: list[Any] = list(decoder.features)
+        folded = [without_norm(layer, norm) for layer, norm in zip(layers[::3], layers[1::3], strict=True)]
+        self.layers = [(*_with_ones(*each, number > 0), layers[2].negative_slope) for number, each in enumerate(folded)]
+        weight, _ = _with_ones(decoder.outputs.weight.detach(), decoder.outputs.bias.detach(), True)
+        self.weight = weight[: decoder.outputs.out_features]
+
+    def hidden(self, z: Tensor) -> Tensor:
+        """The last hidden layer, and what is added to it: (n, latents) -> (n, more than width)."""
+        for number, (weight, bias, slope) in enumerate(self.layers):
+            z = leaky_relu_(linear(z, weight, None if number else bias), slope)
+        return z
+
+    def forward(self, z: Tensor) -> Tensor:
+        """See `Decoder`."""
+        return linear(self.hidden(z.flatten(0, -2)), self.weight).unflatten(0, z.shape[:-1])
+
+
+def _with_ones(weight: Tensor, bias: Tensor, has_ones: bool) -> tuple[Tensor, Tensor]:
+    """A layer with some more units, the first always 1, the others 0: weight and bias.
+
+    With `has_ones` its inputs have them already, and bring the bias, which is in the weight then.
+    """
+    units_out, units_in = weight.shape
+    more_out, more_in = (-units % 16 or 16 for units in (units_out, units_in))
+    weight, bias = nn.functional.pad(weight, (0, 0, 0, more_out)), nn.functional.pad(bias, (0, more_out))
+    bias[units_out] = 1
+    if has_ones:
+        weight = nn.functional.pad(weight, (0, more_in))
+        weight[:, units_in] = bias
+    return weight, bias
 
 
 @torch.no_grad()
@@ -77,10 +109,10 @@ def posterior_of(model: Any, x: Tensor) -> Chain:
 def targets_of(model: Any, x: Tensor) -> Callable[[slice], Any]:
     """What gives the target of a slice of the images, in its fastest form."""
     joint = model.joint(x)
-    if type(joint) is not Joint or type(joint.decoder) is not Decoder:
+    if type(joint) is not Joint or not has_plain_layers(joint.decoder):
         return lambda images: model.joint(x[images])
-    features, outputs = fold(joint.decoder.features), joint.decoder.outputs
-    return lambda images: FoldedJoint(features, outputs, x[images], joint.dim)
+    decoder = FoldedDecoder(joint.decoder)
+    return lambda images: FoldedJoint(decoder, x[images], joint.dim)
 
 
 def part_of(chain: Chain, images: slice) -> Chain:

@@ -13,87 +13,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
+
+from annealed_core.layers import softplus
+from annealed_core.products import linear, linear_and_cut
 
 MANY_NUMBERS = 2**14  # from so many on, what has no gradient is computed in parts
 SMALLEST_SCALE = 1e-6  # of a conditional: its logarithm must stay finite
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
-
-
-# Torch multiplies float32 matrices with MKL, which keeps to AVX2 on processors that are not by Intel; oneDNN, which
-# torch brings as well, takes AVX512 wherever it is, and half the time.
-HAS_FAST_PRODUCT = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(
-    torch.ops.mkldnn, "_linear_pointwise"
-)
-
-
-def _fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The product x weight' + bias by oneDNN: (n, a), (b, a), (b,) -> (n, b); float32, in any strides."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-class _FastLinear(torch.autograd.Function):
-    """`_fast_linear` with its gradient, which is made of such products too, and so can be differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _fast_linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        product = _FastLinear.apply if torch.is_grad_enabled() else _fast_linear
-        return (
-            product(gradient, weight.t(), None) if ctx.needs_input_grad[0] else None,
-            product(gradient.t(), x.t(), None) if ctx.needs_input_grad[1] else None,
-            gradient.sum(0) if ctx.needs_input_grad[2] else None,
-        )
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear` at twice its speed on some processors, where all is float32.
-
-    x (n, a), weight (b, a), bias (b,) or None -> (n, b). Under the transforms of torch.func it is torch's own.
-    """
-    fits = x.ndim == 2 and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    if HAS_FAST_PRODUCT and fits and not torch._C._are_functorch_transforms_active():
-        return _FastLinear.apply(x, weight, bias)
-    return torch.nn.functional.linear(x, weight, bias)
-
-
-class _LinearAndCut(torch.autograd.Function):
-    """`linear_and_cut` with its gradient: one product forwards, and one for the weight."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, weight)
-        product = linear(x, weight)
-        return product, product.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, gradient_of_cut: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        return (
-            linear(gradient.contiguous(), weight.t()) if ctx.needs_input_grad[0] else None,
-            linear((gradient + gradient_of_cut).t(), x.t()) if ctx.needs_input_grad[1] else None,
-        )
-
-
-def linear_and_cut(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`linear(x, weight)` and `linear(x.detach(), weight)`, for little more than one of them."""
-    if torch._C._are_functorch_transforms_active():
-        return linear(x, weight), linear(x.detach(), weight)
-    return _LinearAndCut.apply(x, weight)
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` by `linear`, for large layers."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, in_features) -> (n, out_features)."""
-        return linear(x, self.weight, self.bias)
 
 
 def normal_log_prob(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -130,6 +56,10 @@ class DiagonalGaussian:
     def log_prob(self, z: Tensor) -> Tensor:
         """Log density in nats; z: (*sample, *batch, dim) -> (*sample, *batch)."""
         return normal_log_prob(z, self.loc, self.scale)
+
+    def drawn_log_prob(self, noise: Tensor) -> Tensor:
+        """`log_prob(rsample(noise))` for less: (*sample, *batch, dim) -> (*sample, *batch)."""
+        return drawn_log_prob(noise, self.scale)
 
     def detach(self) -> DiagonalGaussian:
         """The same density, without a gradient to whatever made its parameters."""
@@ -171,8 +101,8 @@ class ConditionalGaussian(nn.Module):
                 self.outputs.bias[-dim:] = math.log(math.expm1(0.02))  # sigma = 0.02
 
     @staticmethod
-    def locate(z: Tensor, outputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        """The conditional's mu and sigma, from z and the network's outputs, both with their features along `axis`."""
+    def locate(z: Tensor, *outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The conditional's mu and sigma, from z and each of the network's outputs, all of one shape."""
         raise NotImplementedError
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -182,18 +112,19 @@ class ConditionalGaussian(nn.Module):
     def given(self, z: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
         """The same from what the context adds to the hidden layer, (*batch, hidden), or None."""
         hidden = self.hidden(z) if features is None else self.hidden(z) + features
-        return self.locate(z, self.outputs(torch.relu(hidden)), -1)
+        return self.locate(z, *self.outputs(torch.relu(hidden)).chunk(self.outputs_per_dim, -1))
 
     def evaluated(self, z: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """`given` for many draws where no gradient is recorded; z: (n, *batch, dim), features (*batch, hidden)."""
-
-        def through(layer: nn.Linear, x: Tensor) -> Tensor:
-            return linear(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias).view(*z.shape[:-1], -1)
-
-        hidden = through(self.hidden, z).add_(features).relu_()
-        outputs = through(self.outputs, hidden).unflatten(-1, (self.outputs_per_dim, -1))
-        # Copied to where each output's numbers follow one another, the functions of them take a third of the time.
-        return self.locate(z, outputs.movedim(-2, 0).flatten(0, 1), 0)
+        # One more hidden unit, which is always 1, brings the outputs' biases: no pass over the outputs to add them.
+        inwards = nn.functional.pad(self.hidden.weight, (0, 0, 0, 1))
+        features = nn.functional.pad(features + self.hidden.bias, (0, 1), value=1.0)
+        outwards = torch.cat([self.outputs.weight, self.outputs.bias.unsqueeze(1)], 1)
+        hidden = linear(z.reshape(-1, z.shape[-1]), inwards).view(*z.shape[:-1], -1).add_(features).relu_()
+        # Each output by a product of its own: where its numbers follow one another, functions of them take a third of
+        # the time.
+        flat, parts = hidden.flatten(0, -2), outwards.chunk(self.outputs_per_dim)
+        return self.locate(z, *(linear(flat, part).view(z.shape) for part in parts))
 
 
 class GatedGaussian(ConditionalGaussian):
@@ -212,10 +143,10 @@ class GatedGaussian(ConditionalGaussian):
                 self.outputs.bias[dim : 2 * dim] = -4.0
 
     @staticmethod
-    def locate(z: Tensor, outputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    def locate(z: Tensor, *outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Interpolate between z and the move by the gate."""
-        move, gate, scale = outputs.chunk(3, axis)
-        return torch.lerp(z, move, torch.sigmoid(gate)), softplus(scale) + SMALLEST_SCALE
+        move, gate, scale = outputs
+        return torch.lerp(z, move, torch.sigmoid(gate)), softplus(scale).add_(SMALLEST_SCALE)
 
 
 class ResidualGaussian(ConditionalGaussian):
@@ -236,10 +167,10 @@ class ResidualGaussian(ConditionalGaussian):
                 self.outputs.bias.zero_()
 
     @staticmethod
-    def locate(z: Tensor, outputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    def locate(z: Tensor, *outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Add the move to z."""
-        move, scale = outputs.chunk(2, axis)
-        return z + move, softplus(scale) + SMALLEST_SCALE
+        move, scale = outputs
+        return z + move, softplus(scale).add_(SMALLEST_SCALE)
 
 
 class GaussianPair(nn.Module):
@@ -298,7 +229,7 @@ def run_pairs(
         noise: standard normal, (T, *sample, *batch, dim).
         local: cut each state off before the next transition.
 
-    Returns the states z_1 ... z_T, (T, *sample, *batch, dim), and the log-ratios, (T, *sample, *batch), in nats.
+    Returns the states z_0 ... z_T, (T + 1, *sample, *batch, dim), and the log-ratios, (T, *sample, *batch), in nats.
     """
     features = linear(context.reshape(-1, context.shape[-1]), _context_layers(pairs))
     there, back = _by_conditional(features, len(pairs), context)
@@ -317,13 +248,14 @@ def run_pairs_twice(
     """
     features, cut = linear_and_cut(context.reshape(-1, context.shape[-1]), _context_layers(pairs))
     there, back = _by_conditional(features, len(pairs), context)
-    moved, log_ratios = _run(pairs, start, there, back, noise)
+    states, log_ratios = _run(pairs, start, there, back, noise)
     there, back = _by_conditional(cut, len(pairs), context)
-    before = torch.cat([start.unsqueeze(0), moved[:-1]]).detach()
+    before = states[:-1].detach()
     loc, scale = _given_together([pair.forwards for pair in pairs], before, there)
     after = loc + scale * noise
     log_reverse = normal_log_prob(before, *_given_together([pair.reverse for pair in pairs], after, back))
-    return (moved, log_ratios), (after, log_reverse - drawn_log_prob(noise, scale))
+    local = torch.cat([before[:1], after]), log_reverse - drawn_log_prob(noise, scale)
+    return (states, log_ratios), local
 
 
 def _context_layers(pairs: Sequence[Any]) -> Tensor:
@@ -344,31 +276,34 @@ def _run(
     noise: Tensor,
     local: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    z, drawn = start, []
+    drawn, scales = [start], []
     for pair, feature, fresh in zip(pairs, features_there, noise, strict=True):
-        z_before = z.detach() if local else z
-        loc, scale = pair.forwards.given(z_before, feature)
-        z = loc + scale * fresh
-        drawn.append((z_before, z, scale))
-    before, after, scales = (torch.stack(each) for each in zip(*drawn, strict=True))
-    log_reverse = normal_log_prob(before, *_given_together([pair.reverse for pair in pairs], after, features_back))
-    return after, log_reverse - drawn_log_prob(noise, scales)
+        loc, scale = pair.forwards.given(drawn[-1].detach() if local else drawn[-1], feature)
+        drawn.append(loc + scale * fresh)
+        scales.append(scale)
+    states = torch.stack(drawn)
+    before = states[:-1].detach() if local else states[:-1]
+    reverse = _given_together([pair.reverse for pair in pairs], states[1:], features_back)
+    return states, normal_log_prob(before, *reverse) - drawn_log_prob(noise, torch.stack(scales))
 
 
 def _run_without_gradient(
     pairs: Sequence[Any], start: Tensor, features_there: Tensor, features_back: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What `run_pairs` returns, for many draws: each transition while what it needs is in the processor's cache."""
-    z, states, log_ratios = start, [], []
-    for pair, there, back, fresh in zip(pairs, features_there, features_back, noise, strict=True):
+    states = start.new_empty((len(pairs) + 1, *start.shape))
+    log_ratios = start.new_empty((len(pairs), *start.shape[:-1]))
+    states[0] = start
+    for number, (pair, there, back) in enumerate(zip(pairs, features_there, features_back, strict=True)):
+        z, z_next, fresh = states[number], states[number + 1], noise[number].contiguous()
         loc, scale = pair.forwards.evaluated(z, there)
-        z_next = torch.addcmul(loc, scale, fresh)
+        torch.addcmul(loc, scale, fresh, out=z_next)
         back_loc, back_scale = pair.reverse.evaluated(z_next, back)
-        error = torch.sub(z, back_loc).div_(back_scale)
+        error = torch.sub(z, back_loc, out=back_loc).div_(back_scale)
         squares = error.square_().addcmul_(fresh, fresh, value=-1)  # the constants of the two densities cancel
-        log_ratios.append(scale.div_(back_scale).log_().sub_(squares, alpha=0.5).sum(-1))
-        states.append(z := z_next)
-    return torch.stack(states), torch.stack(log_ratios)
+        difference = scale.div_(back_scale).log_().sub_(squares, alpha=0.5)
+        torch.sum(difference, -1, out=log_ratios[number])
+    return states, log_ratios
 
 
 def _given_together(conditionals: Sequence[ConditionalGaussian], z: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -383,7 +318,8 @@ def _given_together(conditionals: Sequence[ConditionalGaussian], z: Tensor, feat
 
     per_sample = features.view(len(features), *[1] * (z.ndim - features.ndim), *features.shape[1:])
     hidden = layer("hidden", z) + per_sample
-    return conditionals[0].locate(z, layer("outputs", torch.relu(hidden)), -1)
+    outputs = layer("outputs", torch.relu(hidden)).chunk(conditionals[0].outputs_per_dim, -1)
+    return conditionals[0].locate(z, *outputs)
 
 
 class Metropolis:

@@ -28,6 +28,7 @@ _AVO_COIN_SEED = 20_182  # which steps of a random mixture are AVO's: the same o
 #: The likelihood of a few validation images, followed through training: every so many epochs, with so many samples.
 FOLLOWED_EPOCHS, FOLLOWED_IMAGES, FOLLOWED_SAMPLES = 5, 500, 100
 GREY_SAMPLES = 100
+VALID_IMAGES, VALID_SAMPLES = 2000, 100  # of the likelihood by which settings can be told apart without the test images
 #: Images of a batch, and draws for each, that teach the path in a step. With few draws one outweighs the others and
 #: what the later steps of the path do goes unseen: from a base far from its target, in 40 dimensions, the exponents are
 #: off by up to 0.18 with 8 draws and 0.09 with 256.
@@ -309,6 +310,8 @@ class Mnist:
         ):  # what the earlier report called a likelihood, with its number of samples
             grey = grey_images(str(self.test.device))[1][: len(images)]
             found["grey_nll"] = -float(importance_sampling(model, grey, GREY_SAMPLES).log_px.double().mean())
+        followed = importance_sampling(model, self.valid[:VALID_IMAGES], VALID_SAMPLES)
+        found["valid_nll"], found["valid_nll_se"] = mean_and_error(-followed.log_px)
         if self.spec.explored_images:
             found |= self._explored(model)
         return [found | (bounds(model, self.test[: self.spec.get("bounds_images")]) if self.spec.bounds_images else {})]

@@ -67,6 +67,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "shape": "linear",
         "capacity": 25.0,
         "avo_weight": 0.2,
+        "precision": "highest",
         "train_images": 50_000,
         "nll_samples": 100,
         "nll_images": 10_000,
@@ -136,6 +137,8 @@ class Spec:
             gamma where training ends below 0.95.
         cycles, ratio, shape: of "cyclical".
         capacity: nats of KL that are aimed at in the end.
+        precision: in which encoder and decoder with plain layers multiply matrices in training: "highest" (float32) or
+            "medium" (bfloat16 where the processor has it, which is faster). All that judges is in float32.
         train_images: how many of the 50,000 training images are used.
         nll_samples, nll_images: importance samples for each image, and how many test images, for the likelihood.
         bounds_images: test images whose likelihood is also taken by annealing, and bounded from both sides.
@@ -174,6 +177,7 @@ class Spec:
     shape: str | None = None
     capacity: float | None = None
     avo_weight: float | None = None
+    precision: str | None = None
     train_images: int | None = None
     nll_samples: int | None = None
     nll_images: int | None = None

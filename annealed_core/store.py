@@ -27,14 +27,14 @@ from filelock import FileLock
 from torch import Tensor
 
 from annealed_core import compiled
-from annealed_core.kernels import HAS_FAST_PRODUCT
+from annealed_core.products import HAS_FAST_PRODUCT
 from annealed_core.spec import Spec
 from annealed_core.system import replace_file
 from annealed_core.targets import check_target
 
 PACKAGE = Path(__file__).parent
-_CHAINS = ("energies", "targets", "kernels", "fused", "stack", "chain", "objectives", "paths")
-_ALL = (*_CHAINS, "evidence", "fields", "spec", "experiment")
+_CHAINS = ("energies", "targets", "products", "layers", "kernels", "fused", "stack", "chain", "objectives", "paths")
+_ALL = (*_CHAINS, "evidence", "fields", "spec", "optimiser", "experiment")
 _MNIST = ("flows", "schedules", "mnist", "earlier", "data", "vae")
 _JUDGED = ("likelihood", "inference", "exploration", "folded", "ais", "moves")
 #: The modules whose code can change a result of each experiment.

@@ -126,6 +126,8 @@ def anatomy() -> list[Spec]:
     faulty = [spec for faults in chosen for spec in _mnist(method="mixture", faults=faults, **shared)]
     for faults in (names, names[1:], ()):  # and from torch's initial weights, as the earlier code started
         faulty += _mnist(method="mixture", faults=faults, initialisation="default", **shared)
+    for start in ("identity", "default"):  # all by AVO, as an earlier version of that code had it
+        faulty += _mnist(method="mixture", faults=names, avo_weight=1.0, initialisation=start, **shared)
     return faulty + [spec for method in ("hvi", "avo") for spec in _mnist(method=method, **shared)]
 
 
@@ -159,6 +161,13 @@ def searched(method: str, change: str, seeds: Sequence[int] = (0, 1, 2), **share
     usual = Spec("mnist", method, **SEARCH, **shared)
     of_method = {name: value for name, value in CHANGES[change].items() if getattr(usual, name) is not None}
     return [usual.replace(seed=seed, **of_method) for seed in seeds]
+
+
+def precision() -> list[Spec]:
+    """Do products in bfloat16 while training change what is learned? Against float32, seed by seed."""
+    plans: list[dict[str, Any]] = [{"method": "vae", "batch": 64}]
+    plans += [{"method": m, "batch": 256} for m in ("vae", "hvi", "avo")]
+    return [spec for plan in plans for p in ("highest", "medium") for spec in _mnist(**plan, precision=p)]
 
 
 def agreement() -> list[Spec]:
@@ -272,7 +281,7 @@ MNIST_LINES: dict[str, dict[str, Any]] = {
 }
 
 _TOYS = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best)
-_MNIST = (mnist, long, anatomy, faultless, agreement, regime, chosen, schedules, robustness, collapse)
+_MNIST = (mnist, long, anatomy, faultless, precision, agreement, regime, chosen, schedules, robustness, collapse)
 TOY_STUDIES: dict[str, Callable[[], list[Spec]]] = {study.__name__: study for study in _TOYS}
 STUDIES = TOY_STUDIES | {study.__name__: study for study in _MNIST}
 

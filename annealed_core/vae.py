@@ -13,15 +13,24 @@ import itertools
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 from torch.nn.utils.fusion import fuse_linear_bn_weights
 
 from annealed_core.chain import Chain
-from annealed_core.kernels import DiagonalGaussian, Linear, linear
+from annealed_core.kernels import DiagonalGaussian
+from annealed_core.layers import (
+    Normalised,
+    can_train,
+    frozen_log_likelihood,
+    log_likelihood,
+    softplus,
+    sum_softplus,
+    through,
+)
+from annealed_core.products import Linear, linear
 
 PIXELS = 784
 DECODERS = ("independent", "autoregressive")
@@ -50,6 +59,16 @@ def mlp(sizes: Iterable[int], layers: str = "plain") -> nn.Sequential:
     return nn.Sequential(*found)
 
 
+def _trained_by_hand(features: nn.Sequential) -> list[Normalised]:
+    """The layers of `mlp` as `layers.through` takes them; an empty list where it does not."""
+    found: list[Any] = list(features)
+    if not isinstance(found[0], nn.Linear):
+        return []
+    threes = zip(found[::3], found[1::3], found[2::3], strict=True)
+    layers = [(layer, norm, activation.negative_slope) for layer, norm, activation in threes]
+    return layers if can_train(layers) else []
+
+
 class Encoder(nn.Module):
     """x (batch, 784) -> q_0(z | x) = N(loc, scale^2) with batch shape (batch,), and features (batch, width)."""
 
@@ -60,8 +79,12 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
         """See the class."""
-        features = self.features(x)
-        loc, scale = self.outputs(features).chunk(2, -1)
+        if layers := _trained_by_hand(self.features):
+            outputs, features = through(x, layers, self.outputs)
+        else:
+            features = self.features(x)
+            outputs = self.outputs(features)
+        loc, scale = outputs.chunk(2, -1)
         return DiagonalGaussian(loc, softplus(scale) + 1e-4), features
 
 
@@ -76,6 +99,13 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """See the class."""
         return self.outputs(self.features(z.flatten(0, -2))).unflatten(0, z.shape[:-1])
+
+    def log_likelihood(self, z: Tensor, x: Tensor) -> Tensor:
+        """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents), x (batch, 784) -> (*sample, batch)."""
+        if layers := _trained_by_hand(self.features):
+            return log_likelihood(z, layers, self.outputs, x)
+        logits = self(z)
+        return (logits * x).sum(-1) - sum_softplus(logits)
 
 
 class MaskedLinear(Linear):
@@ -153,41 +183,6 @@ class AutoregressiveDecoder(nn.Module):
         return x.unflatten(0, z.shape[:-1]), logits.unflatten(0, z.shape[:-1])
 
 
-def sum_softplus(logits: Tensor) -> Tensor:
-    """Log(1 + exp(logits)) summed over the last dimension, in less time than by softplus: (*batch, n) -> (*batch,)."""
-    if torch._C._are_functorch_transforms_active():
-        return softplus(logits).sum(-1)
-    return _SumSoftplus.apply(logits)
-
-
-class _SumSoftplus(torch.autograd.Function):
-    """Softplus(l) = max(l, 0) - log s, where s = sigmoid(|l|) lies between 1/2 and 1.
-
-    Many s can be multiplied before one logarithm is taken of them all, which is where the time goes else.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor) -> Tensor:
-        if ctx.needs_input_grad[0]:
-            ones = torch.sigmoid(logits)
-            ctx.save_for_backward(logits, ones)
-            likelier = torch.rsub(ones, 1)
-            torch.maximum(ones, likelier, out=likelier)
-        else:
-            likelier = logits.abs().sigmoid_()
-        many = max(1, int(-math.log2(torch.finfo(logits.dtype).tiny)) * 8 // 9)  # so many 1/2 are no underflow
-        positive = logits.clamp_min(0).sum(-1)
-        if logits.shape[-1] % many == 0:  # 784 pixels in float32: seven parts
-            return positive - likelier.unflatten(-1, (-1, many)).prod(-1).log_().sum(-1)
-        return positive - torch.stack([part.prod(-1) for part in likelier.split(many, -1)]).log_().sum(0)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        logits, ones = ctx.saved_tensors
-        slope = torch.sigmoid(logits) if torch.is_grad_enabled() else ones  # anew where it is differentiated again
-        return gradient.unsqueeze(-1) * slope
-
-
 class Joint:
     """The target log p(x, z) = log p(x | z) + log N(z; 0, I) for a batch of binary images.
 
@@ -205,6 +200,8 @@ class Joint:
 
     def log_likelihood(self, z: Tensor) -> Tensor:
         """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
+        if isinstance(self.decoder, Decoder | _Folded):
+            return self.decoder.log_likelihood(z, self.x)
         logits = self.logits(z)
         return (logits * self.x).sum(-1) - sum_softplus(logits)
 
@@ -254,7 +251,7 @@ class _Folded(nn.Module):
         super().__init__()
         layers: list[Any] = list(decoder.features)
         self.hidden = [
-            (*_without_norm(layer, norm), activation.negative_slope)
+            (*without_norm(layer, norm), activation.negative_slope)
             for layer, norm, activation in zip(layers[::3], layers[1::3], layers[2::3], strict=True)
         ]
         self.last = decoder.outputs.weight.detach(), decoder.outputs.bias.detach()
@@ -266,19 +263,28 @@ class _Folded(nn.Module):
             hidden = nn.functional.leaky_relu_(linear(hidden, weight, bias), slope)
         return linear(hidden, *self.last).unflatten(0, z.shape[:-1])
 
+    def log_likelihood(self, z: Tensor, x: Tensor) -> Tensor:
+        """See `Decoder`."""
+        return frozen_log_likelihood(z, self.hidden, self.last, x)
 
-def _without_norm(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
+
+def without_norm(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
     """Weight and bias of a layer that has the normalisation after it in them."""
     of_norm = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, *of_norm)
     return weight.detach(), bias.detach()
 
 
+def has_plain_layers(network: nn.Module) -> TypeGuard[Decoder]:
+    """Whether it is a `Decoder` with batch normalisation, which can be folded into its linear layers."""
+    return isinstance(network, Decoder) and isinstance(network.features[0], nn.Linear)
+
+
 def _frozen(network: nn.Module) -> nn.Module:
     """The network as it stands, in its fastest form."""
     if isinstance(network, _Folded):
         return network
-    if isinstance(network, Decoder) and isinstance(network.features[1], nn.BatchNorm1d):
+    if has_plain_layers(network):
         return _Folded(network)
     return _Frozen(network)
 

@@ -29,8 +29,9 @@ from torch.utils.data import DataLoader, Subset
 
 from annealed_core import data, evidence, objectives
 from annealed_core.fields import METHODS
-from annealed_core.kernels import linear
 from annealed_core.mnist import Mnist, auto_encoder, images
+from annealed_core.optimiser import Adam
+from annealed_core.products import linear, products_in
 from annealed_core.results import machine, versions
 from annealed_core.spec import Spec
 from annealed_core.system import cores, keep_memory
@@ -44,7 +45,7 @@ except ImportError:
 EPOCH = data.TRAIN_SIZE
 LATENTS, WIDTH = 40, 300
 TEST_IMAGES, TEST_SAMPLES = 10_000, 5_000  # of the likelihood to which what is measured is scaled
-SOME_IMAGES, SOME_SAMPLES = 100, 200
+SOME_IMAGES, SOME_SAMPLES = 4, TEST_SAMPLES
 DECODED_ROWS = 4096
 TOLERANCE = 1e-4
 PLAIN, PRODUCTS, FAST_PRODUCTS = "plain loop", "products, torch.mm", "products, linear"
@@ -138,19 +139,20 @@ def check() -> float:
 # This package, as experiment.train does it.
 
 
-def ours(method: str, batch: int) -> Work:
+def ours(method: str, batch: int, precision: str = "highest") -> Work:
     keep_memory()
     problem = Mnist([Spec("mnist", method, batch=batch, epochs=1000)])
     parameters = [p for p in problem.model.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(parameters, lr=1e-3, betas=(0.9, 0.999), fused=True)
+    optimiser = Adam(parameters, 1e-3, (0.9, 0.999))
     done = 0
 
     def train(steps: int) -> None:
         nonlocal done
         for _ in range(steps):
-            loss = -problem.objective(done).sum()
-            optimiser.zero_grad()
-            loss.backward()
+            with products_in(precision):
+                loss = -problem.objective(done).sum()
+                optimiser.zero_grad()
+                loss.backward()
             optimiser.step()
             done += 1
 

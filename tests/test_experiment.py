@@ -32,7 +32,7 @@ TOY_METRICS |= {"total_variation", "mode_masses", "mode_shares"}
 GRID_METRICS = {"kl_reverse", "kl_forward", "gaps"}  # in two dimensions
 TOY_METRICS |= GRID_METRICS
 MNIST_METRICS = {"best_epoch", "valid_elbo", "elbo", "reconstruction", "kl", "nll", "nll_se", "nll_samples"}
-MNIST_METRICS |= {"nll_images", "ess", "grey_nll", "pareto_k", "active_units"}
+MNIST_METRICS |= {"nll_images", "ess", "grey_nll", "pareto_k", "active_units", "valid_nll", "valid_nll_se"}
 
 
 LOAD_MNIST = data.load_mnist

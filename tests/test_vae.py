@@ -9,7 +9,8 @@ from torch.nn.functional import softplus
 
 from annealed_core import evidence
 from annealed_core.kernels import GatedGaussianPair
-from annealed_core.vae import VAE, Decoder, Encoder, Joint, mlp, sum_softplus
+from annealed_core.layers import sum_softplus
+from annealed_core.vae import VAE, Decoder, Encoder, Joint, mlp
 
 
 def tiny(latents=2, width=6, n_transitions=0, seed=0):
