@@ -96,11 +96,16 @@ def _with_ones(weight: Tensor, bias: Tensor, has_ones: bool) -> tuple[Tensor, Te
     return weight, bias
 
 
+def refuse_training(model: Any) -> None:
+    """ValueError for a model in training mode, in which a look at images changes it."""
+    if getattr(model, "training", False):
+        raise ValueError("model must be in evaluation mode, got training = True")
+
+
 @torch.no_grad()
 def posterior_of(model: Any, x: Tensor) -> Chain:
     """The posterior of all images, after a look at them and the model's mode."""
-    if getattr(model, "training", False):
-        raise ValueError("model must be in evaluation mode, got training = True")
+    refuse_training(model)
     if x.ndim != 2 or not len(x):
         raise ValueError(f"x must have shape (n_images, pixels), got {tuple(x.shape)}")
     return model.posterior(x)

@@ -30,6 +30,7 @@ from annealed_core.folded import (
     mean_and_error,
     part_of,
     posterior_of,
+    refuse_training,
     slices,
     targets_of,
 )
@@ -38,6 +39,7 @@ from annealed_core.moves import check_positive, check_whole
 
 _STARTS = ("prior", "posterior")
 _FREEDOM = 20.0  # degrees, of the Student-t that is fitted to an image's posterior
+_FITTED_TO = 10  # draws for each dimension at least
 _FITTED_SHARE = 0.2  # of its draws that count at least when it is fitted
 
 
@@ -80,8 +82,8 @@ def importance_sampling(model: Any, x: Tensor, n_samples: int = 5000, chunk_rows
         n_samples: drawn for each image.
         chunk_rows: decoded at a time.
 
-    Raises ValueError for a model in training mode, for images of another shape and for numbers that are not whole and
-    above 0, as all functions here do.
+    Raises ValueError for a model in training mode, for images that are not (n_images, pixels) and for numbers that are
+    not whole and above 0, as all functions here do.
     """
     check_whole(n_samples=n_samples, chunk_rows=chunk_rows)
     chain, targets, parts = posterior_of(model, x), targets_of(model, x), []
@@ -99,17 +101,24 @@ def adaptive_importance_sampling(
     The posterior's draws give a first mean and covariance, and each round's draws, weighted, the next (adaptive
     importance sampling: Oh & Berger 1992; Cappe et al. 2008, arXiv 0710.4242). As long as few weights outweigh the
     others they are tempered, so that a fifth of the draws count. The estimate is of fresh draws from the last
-    Student-t, so that the mean weight is unbiased for p(x) whatever the rounds before have found, as long as the
-    posterior has no mode that none of them saw.
+    Student-t, whose support is everywhere, so that the mean weight is unbiased for p(x) whatever the rounds before have
+    found. How far it can be trusted is another matter: a mode that no round saw, or a fit to too few draws, leaves it
+    low in nearly every try, and its standard error does not show that; `pareto_k` above 0.7 is a warning.
 
     Args:
-        model, x, n_samples, chunk_rows: as for `importance_sampling`; at least 10 samples a latent serve to fit.
+        model, x, chunk_rows: as for `importance_sampling`.
+        n_samples: drawn for each image in each round, and then for the estimate: n_rounds + 1 times in all. At least 10
+            a latent; a good fit in 40 dimensions takes a hundred a latent.
         n_rounds: fits, each to `n_samples` draws.
+
+    Raises ValueError also for log-weights that are not finite.
     """
-    check_whole(2, n_samples=n_samples)  # of one there is no covariance
-    check_whole(n_rounds=n_rounds, chunk_rows=chunk_rows)
+    check_whole(n_samples=n_samples, n_rounds=n_rounds, chunk_rows=chunk_rows)
     chain, targets, parts = posterior_of(model, x), targets_of(model, x), []
-    for images in slices(len(x), max(1, WEIGHTS // n_samples // 8)):
+    if n_samples < _FITTED_TO * chain.base.dim:
+        least = f"at least {_FITTED_TO * chain.base.dim}, {_FITTED_TO} for each of {chain.base.dim} latents"
+        raise ValueError(f"n_samples must be {least}, got {n_samples}")
+    for images in slices(len(x), min(chunk_rows, WEIGHTS // n_samples // 8)):
         target, piece = targets(images), part_of(chain, images)
         rows = max(1, chunk_rows // (images.stop - images.start))
         drawn = [_drawn_by(piece, target, len(some)) for some in torch.arange(n_samples).split(rows)]
@@ -135,8 +144,8 @@ def ais(
     """Log p(x) of each image by annealed importance sampling with Hamiltonian moves (Wu et al. 2017, arXiv 1611.04273).
 
     The path is geometric from N(0, I), or from the base of the model's posterior, to the joint density. Step sizes are
-    adapted to each image by a preliminary pass over a tenth of the temperatures and then fixed, so that the mean weight
-    is unbiased for p(x) and `log_px` a lower bound in expectation, whatever the number of particles.
+    adapted to each image by a preliminary pass over some of the temperatures and then fixed, so that the mean weight is
+    unbiased for p(x) and `log_px` a lower bound in expectation, whatever the number of particles.
 
     Args:
         model, x, chunk_rows: as for `importance_sampling`.
@@ -203,6 +212,7 @@ def bdmc(
     """
     check_whole(n_images=n_images)
     alphas = _check_annealing(n_particles, n_temperatures, n_leapfrog, chunk_rows, start, alphas)
+    refuse_training(model)
     z, x = simulate_images(model, n_images) if simulate is None else simulate(n_images)
     chain, targets, lower, upper = posterior_of(model, x), targets_of(model, x), [], []
     for images in slices(n_images, chunk_rows // n_particles):
@@ -252,6 +262,8 @@ def _drawn_by_student(loc: Tensor, tril: Tensor, target: Any, n: int) -> tuple[T
 
 def _fitted(z: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and Cholesky factor of the covariance of weighted draws of each image: (n_images, dim), (..., dim, dim)."""
+    if not log_weights.isfinite().all():
+        raise ValueError("x, or what the model makes of it, has log-weights that are not finite")
     low, high = torch.zeros_like(log_weights[0]), torch.ones_like(log_weights[0])
     for _ in range(20):  # the largest exponent up to 1 with which a fifth of the draws count
         middle = (low + high) / 2
@@ -267,7 +279,7 @@ def _fitted(z: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _step_sizes(target: Any, base: DiagonalGaussian, n_particles: int, alphas: Tensor, n_leapfrog: int) -> Tensor:
-    """Step sizes for each temperature and image, (T, n_images), from a pass over a tenth of the temperatures."""
+    """Step sizes for each temperature and image, (T, n_images), from a pass over a tenth of the temperatures, at least 50."""
     last = len(alphas) - 1
     visited = torch.linspace(0, last, min(last, max(50, last // 10)) + 1).round().long()
     found = annealing.ais(target, base, n_particles, alphas[visited], n_leapfrog=n_leapfrog).step_sizes

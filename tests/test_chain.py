@@ -216,6 +216,19 @@ def test_two_trajectories_without_a_context_or_a_gradient():
         torch.testing.assert_close(whole.z, chain.rsample(noise=noise).z.detach())
 
 
+def test_two_trajectories_without_a_context_have_the_gradients_of_two_draws():
+    chain = random_chain()
+    noise, parameters = chain.noise(4), [p for kernel in chain.kernels for p in kernel.parameters()]
+    apart = chain.rsample(noise=noise), chain.detach().rsample(noise=noise, local=True)
+    for found, expected in zip(chain.rsample_twice(noise), apart, strict=True):
+        gradients = [
+            torch.autograd.grad(each.log_ratios.sum() + each.z.square().sum(), parameters, retain_graph=True)
+            for each in (found, expected)
+        ]
+        torch.testing.assert_close(*gradients)
+        assert any(gradient.any() for gradient in gradients[0])
+
+
 def metropolis_chain(name, n_transitions=24, n_moves=2):
     base = gaussian(9.0)
     path = GeometricPath(base, ENERGIES[name], linear_alphas(n_transitions))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from linear_gaussian import correlated, orthogonal
+from linear_gaussian import LinearGaussian, correlated, orthogonal
 
 from annealed_core import evidence, likelihood
 from annealed_core.folded import FoldedJoint, targets_of
@@ -61,13 +61,30 @@ def test_a_fitted_proposal_finds_the_exact_likelihood_where_the_posterior_is_bad
 
 
 @pytest.mark.parametrize("n_rounds", [1, 4])
-def test_a_fitted_proposal_is_unbiased_from_few_draws_and_in_any_chunks(n_rounds):
+def test_a_fitted_proposal_is_unbiased_from_few_draws(n_rounds):
     model = correlated(shift=0.3, stretch=1.4)
     x = model.simulate(1)[1].expand(4000, -1)
     torch.manual_seed(0)
     found = likelihood.adaptive_importance_sampling(model, x, 30, n_rounds, chunk_rows=5000)
     ratios = (found.log_px - model.log_px(x[:1])).exp()
     assert abs(float(ratios.mean()) - 1) < 4 * float(ratios.std()) / 4000**0.5 < 0.1
+
+
+def test_a_fitted_proposal_holds_in_forty_dimensions():
+    torch.manual_seed(0)
+    model = LinearGaussian(torch.randn(60, 40, dtype=torch.float64) * 0.25)
+    x = model.simulate(4)[1]
+    found = likelihood.adaptive_importance_sampling(model, x, 4000, chunk_rows=4000)
+    errors = found.log_px - model.log_px(x)
+    assert errors.abs().max() < 0.1 and (found.pareto_k < 0.7).all() and (found.ess > 0.2).all()
+
+
+def test_a_model_in_training_mode_is_not_changed_before_it_is_refused():
+    vae = tiny().train()
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    with pytest.raises(ValueError, match=r"^model must be in evaluation mode"):
+        likelihood.bdmc(vae, 2)
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
 
 
 def test_a_fitted_proposal_takes_the_chains_own_states():
@@ -217,6 +234,10 @@ def test_the_parts_do_not_change_the_result(n_transitions, monkeypatch):
 def test_no_more_rows_than_asked_for_are_decoded_at_a_time():
     model = correlated()
     x = model.simulate(7)[1]
+    for chunk_rows in (5, 100):
+        model.rows.clear()
+        likelihood.adaptive_importance_sampling(model, x, 40, 1, chunk_rows)
+        assert max(model.rows) <= chunk_rows and sum(model.rows) == 2 * 40 * 7
     for function in (likelihood.importance_sampling, likelihood.ais):
         model.rows.clear()
         function(model, x, 10, chunk_rows=25, **({"n_temperatures": 2} if function is likelihood.ais else {}))
@@ -253,8 +274,12 @@ def test_sigmoid_alphas_rise_from_0_to_1_and_are_dense_at_both_ends():
         (lambda m, x: likelihood.importance_sampling(m, x, 5, 0), "chunk_rows must be a whole number from 1, got 0"),
         (lambda m, x: likelihood.importance_sampling(m, x[0]), r"x must have shape \(n_images, pixels\), got \(784,\)"),
         (
-            lambda m, x: likelihood.adaptive_importance_sampling(m, x, 1),
-            "n_samples must be a whole number from 2, got 1",
+            lambda m, x: likelihood.adaptive_importance_sampling(m, x, 19),
+            "n_samples must be at least 20, 10 for each of 2 latents, got 19",
+        ),
+        (
+            lambda m, x: likelihood.adaptive_importance_sampling(m, x * math.nan, 50),
+            "x, or what the model makes of it, has log-weights that are not finite",
         ),
         (lambda m, x: likelihood.ais(m, x[:0]), r"x must have shape \(n_images, pixels\), got \(0, 784\)"),
         (lambda m, x: likelihood.ais(m.train(), x), "model must be in evaluation mode, got training = True"),

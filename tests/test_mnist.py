@@ -119,6 +119,30 @@ def test_a_live_base_teaches_the_encoder_and_a_live_decoder_the_decoder():
     assert not encoder.any() and kernels.any() and decoder.any()
 
 
+@pytest.mark.parametrize("faults", [("live_base", "decoder", "summed"), ("live_base",), ("decoder",)])
+def test_the_faults_have_the_gradient_of_the_earlier_loss_written_out(faults):
+    """One state after another, as that code had it: of each image, but for a likelihood that may be the batch's."""
+    problem, x = moved(BASE)
+    network, beta, alphas = problem.network, 0.3, problem.alphas.tolist()
+    base, features = network.encoder(x)
+    noise = network.posterior(x).noise()
+    live = "live_base" in faults
+    context, f_0 = (features, base) if live else (features.detach(), base.detach())
+    decoder = network.joint(x) if "decoder" in faults else network.joint(x).frozen()
+    z, loss = base.rsample(noise[0]).detach(), 0.0
+    for alpha, kernel, fresh in zip(alphas[1:], network.kernels, noise[1:], strict=True):
+        z, log_ratio = kernel(z.detach(), context, fresh)
+        likelihood = decoder.log_likelihood(z)
+        f_t = (likelihood.sum() if "summed" in faults else likelihood) + beta * decoder.log_prior(z)
+        loss = loss + alpha * f_t + (1 - alpha) * (1 if live else beta) * f_0.log_prob(z) + beta * log_ratio
+    expected = taught(problem, loss)
+    again, _ = moved(BASE)
+    chain = again.network.posterior(x)
+    found = taught(again, faulty_avo(chain, again.network.joint(x), again.alphas, beta, faults, noise))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_states_on_the_way_change_the_decoders_batch_statistics_only_with_that_fault():
     def statistics(faults):
         problem, x = moved(BASE)
@@ -295,7 +319,7 @@ def test_the_average_is_what_is_judged_kept_and_followed(monkeypatch):
         problem._step = epoch * problem.steps_per_record - 1
         problem.record()
     problem.metrics()
-    assert len(judged) == 3 and all(model is problem.judged is not problem.network for model in judged)
+    assert len(judged) == 4 and all(model is problem.judged is not problem.network for model in judged)
     weights = problem.weights()[0]
     assert all(torch.equal(value, problem.judged.state_dict()[name]) for name, value in weights.items())
 
