@@ -279,7 +279,7 @@ def _fitted(z: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _step_sizes(target: Any, base: DiagonalGaussian, n_particles: int, alphas: Tensor, n_leapfrog: int) -> Tensor:
-    """Step sizes for each temperature and image, (T, n_images), from a pass over a tenth of the temperatures, at least 50."""
+    """Step sizes for each temperature and image, (T, n_images), from a pass over a tenth of them, at least 50."""
     last = len(alphas) - 1
     visited = torch.linspace(0, last, min(last, max(50, last // 10)) + 1).round().long()
     found = annealing.ais(target, base, n_particles, alphas[visited], n_leapfrog=n_leapfrog).step_sizes

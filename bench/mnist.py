@@ -50,6 +50,7 @@ DECODED_ROWS = 4096
 TOLERANCE = 1e-4
 PLAIN, PRODUCTS, FAST_PRODUCTS = "plain loop", "products, torch.mm", "products, linear"
 HVI_PRODUCTS, FAST_HVI_PRODUCTS = "products of hvi, torch.mm", "products of hvi, linear"
+MEDIUM = ", medium"  # after the name of a method: its products in bfloat16, as `Spec(precision="medium")` trains
 OF_LIKELIHOOD = (PRODUCTS, FAST_PRODUCTS, HVI_PRODUCTS, FAST_HVI_PRODUCTS)
 
 #: Inputs and outputs of the layers, in order, and whether their inputs need a gradient.
@@ -139,8 +140,9 @@ def check() -> float:
 # This package, as experiment.train does it.
 
 
-def ours(method: str, batch: int, precision: str = "highest") -> Work:
+def ours(method: str, batch: int) -> Work:
     keep_memory()
+    method, precision = method.removesuffix(MEDIUM), "medium" if method.endswith(MEDIUM) else "highest"
     problem = Mnist([Spec("mnist", method, batch=batch, epochs=1000)])
     parameters = [p for p in problem.model.parameters() if p.requires_grad]
     optimiser = Adam(parameters, 1e-3, (0.9, 0.999))
@@ -338,6 +340,8 @@ def ratios(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         ("vae / products, torch.mm", "vae", PRODUCTS, "at most", 3.0),
         ("vae / products, linear", "vae", FAST_PRODUCTS, "at most", 3.0),
         ("avo / hvi", "avo", "hvi", "at most", 2.2),
+        (f"plain loop / vae{MEDIUM}", PLAIN, "vae" + MEDIUM, "at least", 3.0),
+        (f"avo / hvi{MEDIUM}", "avo" + MEDIUM, "hvi" + MEDIUM, "at most", 2.2),
     ]
     asked_of_likelihood = [
         (f"likelihood, {method} / {reference}", method, reference, "at most", 2.0)
@@ -353,10 +357,10 @@ def ratios(entries: Sequence[Entry]) -> list[dict[str, Any]]:
                 place = {"batch": batch, "processes": processes}
                 found.append({"ratio": name, **place, "value": ratio, "asked": f"{side} {bound:g}", "held": held})
     for what, batch, processes in seconds:  # seeds side by side, as a sweep trains them, against one after another
-        if what == "vae" and processes > 1 and batch is not None:
+        if what in ("vae", "vae" + MEDIUM) and processes > 1 and batch is not None:
             place = {"batch": batch, "processes": processes}
             for name, loop in (("", seconds[PLAIN, batch, 1]), (" with as many threads as cores", threaded[batch])):
-                ratio, name = loop / seconds[what, batch, processes], f"plain loop alone{name} / vae on all cores"
+                ratio, name = loop / seconds[what, batch, processes], f"plain loop alone{name} / {what}, on all cores"
                 found.append({"ratio": name, **place, "value": ratio, "asked": "at least 3", "held": ratio >= 3})
     return found
 
@@ -377,7 +381,8 @@ def main() -> None:
         raise SystemExit(f"the plain loop's loss and gradients are not annealed_core's: relative error {error:.0e}")
     print(f"the plain loop's loss and gradients agree with annealed_core's, largest error {error:.0e}\n")
 
-    contestants = [PLAIN, PRODUCTS, FAST_PRODUCTS, *arguments.methods]
+    medium = [method + MEDIUM for method in arguments.methods if method in ("vae", "hvi", "avo")]
+    contestants = [PLAIN, PRODUCTS, FAST_PRODUCTS, *arguments.methods, *medium]
     judged = [*OF_LIKELIHOOD, *(method for method in ("vae", "hvi") if method in arguments.methods)]
     entries = [
         Entry(what, batch, processes)
