@@ -167,7 +167,8 @@ def precision() -> list[Spec]:
     """Do products in bfloat16 while training change what is learned? Against float32, seed by seed."""
     plans: list[dict[str, Any]] = [{"method": "vae", "batch": 64}]
     plans += [{"method": m, "batch": 256} for m in ("vae", "hvi", "avo")]
-    return [spec for plan in plans for p in ("highest", "medium") for spec in _mnist(**plan, precision=p)]
+    shared: dict[str, Any] = {"nll_images": 5000}
+    return [spec for plan in plans for p in ("highest", "medium") for spec in _mnist(**plan, **shared, precision=p)]
 
 
 def agreement() -> list[Spec]:

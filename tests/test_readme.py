@@ -126,7 +126,7 @@ def test_how_far_sampling_is_from_annealing_is_what_the_committed_runs_say():
     assert min(short) > 0.75 and sum(short) / len(short) < 1.25
     fitted = [r.metrics for r in results.load("full", "agreement")]
     farthest = max(abs(metrics["adaptive_minus_ais"]) for metrics in fitted)
-    words = f"they and annealing differ by at most {math.ceil(100 * farthest) / 100:.2f} nats in any of nine runs"
+    words = f"they and annealing differ by at most {math.ceil(100 * farthest) / 100:.2f} nats in any of nine further"
     assert words in " ".join(README.split()) and len(fitted) == 9
 
 

@@ -21,7 +21,17 @@ def test_a_study_has_no_spec_twice_and_each_method_every_seed(name):
         key = tuple(sorted((k, v) for k, v in spec.fields().items() if k not in varied))
         groups.setdefault(key, set()).add(spec.seed)
     assert len({frozenset(seeds) for seeds in groups.values()}) == 1
-    enough = {"best": 5, "mnist": 3, "long": 3, "anatomy": 3, "faultless": 5, "agreement": 3, "regime": 3, "chosen": 3}
+    enough = {
+        "best": 5,
+        "mnist": 3,
+        "long": 3,
+        "anatomy": 3,
+        "faultless": 5,
+        "precision": 3,
+        "agreement": 3,
+        "regime": 3,
+        "chosen": 3,
+    }
     enough |= {"robustness": 3, "schedules": 5, "collapse": 5}
     assert all(len(seeds) >= enough.get(name, 10) for seeds in groups.values())
 
