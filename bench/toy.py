@@ -33,6 +33,7 @@ from annealed_core import objectives
 from annealed_core.chain import Chain
 from annealed_core.compiled import compiled
 from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair
+from annealed_core.optimiser import Adam
 from annealed_core.results import machine, versions
 from annealed_core.spec import Spec
 from annealed_core.stack import stack
@@ -255,7 +256,7 @@ def ours(n_models: int, method: str, setting: Setting) -> Train:
     ]
     keep_memory()  # as experiment.train does
     problem = Toys(specs)
-    optimiser = torch.optim.Adam(problem.model.parameters(), lr=LEARNING_RATE, betas=(BETA1, BETA2), fused=True)
+    optimiser = Adam(problem.model.parameters(), LEARNING_RATE, (BETA1, BETA2))
     done = 0
 
     def train(steps: int) -> None:
