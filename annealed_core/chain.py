@@ -78,6 +78,8 @@ class Chain:
         noise = self.noise(sample_shape) if noise is None else noise
         start = self.base.rsample(noise[0])
         log_q0 = self.base.drawn_log_prob(noise[0])
+        if not len(self):
+            return Trajectory(start.unsqueeze(0), log_q0.new_zeros((0, *log_q0.shape)), log_q0)
         if isinstance(self.kernels, Stack):
             return Trajectory(*self.kernels.rsample(start, noise[1:], local), log_q0)
         if self.context is not None and are_alike(kernels := list(self.kernels)):
@@ -87,8 +89,7 @@ class Chain:
             z_next, log_ratio = kernel(states[-1].detach() if local else states[-1], self.context, fresh)
             states.append(z_next)
             log_ratios.append(log_ratio)
-        ratios = torch.stack(log_ratios) if log_ratios else log_q0.new_zeros((0, *log_q0.shape))
-        return Trajectory(torch.stack(states), ratios, log_q0)
+        return Trajectory(torch.stack(states), torch.stack(log_ratios), log_q0)
 
     def rsample_twice(self, noise: Tensor) -> tuple[Trajectory, Trajectory]:
         """`rsample(noise=noise)` for the ELBO, and `detach().rsample(noise=noise, local=True)` for AVO.

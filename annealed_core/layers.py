@@ -23,6 +23,7 @@ from torch.nn.functional import leaky_relu, leaky_relu_
 from annealed_core.products import linear, product
 
 _ROWS = 512  # of a frozen decoder at a time: their logits stay in a core's cache
+_NEXT_TO_NOTHING = 1e-25
 _leaky_relu_backward = torch.ops.aten.leaky_relu_backward
 
 #: A linear layer, the normalisation after it, and the slope of the leaky ReLU after that.
@@ -238,6 +239,9 @@ class _LogLikelihood(torch.autograd.Function):
         n_tensors = 4 * len(ctx.layers) + 2
         rows, slope, *saved = ctx.saved_tensors
         tensors, kept = saved[:n_tensors], saved[n_tensors:]
+        # Draws that count for next to nothing, as most of an importance-weighted bound do at first, count for nothing:
+        # numbers at the end of the floating range take many times as long.
+        gradient = torch.where(gradient.abs() < _NEXT_TO_NOTHING, 0.0, gradient)
         of_logits = (slope * gradient.unsqueeze(-1)).flatten(0, -2)
         of_last = product(of_logits.t(), kept[-1].t()), of_logits.sum(0)
         of_hidden = product(of_logits, tensors[-2].t())

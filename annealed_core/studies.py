@@ -166,7 +166,7 @@ def searched(method: str, change: str, seeds: Sequence[int] = (0, 1, 2), **share
 def precision() -> list[Spec]:
     """Do products in bfloat16 while training change what is learned? Against float32, seed by seed."""
     plans: list[dict[str, Any]] = [{"method": "vae", "batch": 64}]
-    plans += [{"method": m, "batch": 256} for m in ("vae", "hvi", "avo")]
+    plans += [{"method": m, "batch": 256} for m in ("vae", "hvi")]
     shared: dict[str, Any] = {"nll_images": 5000}
     return [spec for plan in plans for p in ("highest", "medium") for spec in _mnist(**plan, **shared, precision=p)]
 

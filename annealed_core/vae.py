@@ -85,7 +85,7 @@ class Encoder(nn.Module):
             features = self.features(x)
             outputs = self.outputs(features)
         loc, scale = outputs.chunk(2, -1)
-        return DiagonalGaussian(loc, softplus(scale) + 1e-4), features
+        return DiagonalGaussian(loc, softplus(scale).add_(1e-4)), features
 
 
 class Decoder(nn.Module):

@@ -182,3 +182,15 @@ def test_medium_precision_is_of_these_products_alone_and_ends_with_the_block():
     for nothing in ("highest", None):
         with products_in(nothing):
             assert torch.equal(through(x, hidden, last)[0], exact)
+
+
+def test_draws_that_count_for_next_to_nothing_teach_nothing():
+    hidden, last = network(2, 5, 11, dtype=torch.float32)
+    z, x = torch.randn(3, 4, 2, requires_grad=True), torch.rand(4, 11).round()
+    weight = torch.tensor([1.0, 1e-20, 1e-37]).unsqueeze(-1)
+    # Of each row alone: batch normalisation mixes them.
+    slopes = torch.autograd.grad((weight * log_likelihood(z, hidden, last, x)).sum(), last.bias)[0]
+    alone = torch.autograd.grad((weight[:2] * log_likelihood(z, hidden, last, x)[:2]).sum(), last.bias)[0]
+    assert torch.equal(slopes, alone) and slopes.any()
+    tiny = (1e-37 * log_likelihood(z, hidden, last, x)).sum()
+    assert not torch.autograd.grad(tiny, last.bias)[0].any()
