@@ -178,7 +178,7 @@ def plain_transitions(
 
     def conditional(z: Tensor, inner: Tensor, outer: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         hidden = torch.relu(torch.baddbmm(inner[:, :, dim:], inner[:, :, :dim], z))
-        return locate(z, torch.baddbmm(bias, outer, hidden), -2)
+        return locate(z, *torch.baddbmm(bias, outer, hidden).chunk(len(bias[0]) // dim, -2))
 
     states, log_ratios = [start], []
     for fresh, *layers in zip(noise, *weights, strict=True):
