@@ -115,9 +115,14 @@ def test_the_cost_of_the_earlier_faults_is_that_of_the_committed_runs():
     every, clean = tuple(FAULTS), select(anatomy, faults=())
     costs = [paired(select(anatomy, faults=faults), clean, "nll").text() for faults in (every, every[1:])]
     assert "all of them cost {} nats beside none, all but the first {}:".format(*costs) in " ".join(README.split())
+    grey = [
+        mean_metric(both_starts, "grey_nll", initialisation="default", faults=faults).text()
+        for faults in (every[1:], every)
+    ]
+    assert "ours is {} without the sum and {} with it.".format(*grey) in " ".join(README.split())
     starts = [select(both_starts, initialisation=start, faults=every[1:]) for start in ("default", "identity")]
     afar = paired(*starts, "nll").text()
-    words = f"Torch's initial weights, which the earlier code had too, cost another {afar} with all but the first;"
+    words = f"Torch's initial weights, which the earlier code had too, cost another {afar} with all but the first."
     assert words in " ".join(README.split())
 
 
