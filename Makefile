@@ -4,7 +4,7 @@
 #   PYTHON=python3.12     the Python it is made with, instead of the first one found that is new enough
 #   PY=python             use the active environment (conda, say) and make none: make report PY=python
 #   PROFILE=quick         which section of profiles/ the report runs
-#   ARGS=...              more arguments for annealed_core.report or pytest
+#   ARGS=...              more arguments for annealed_report or pytest
 
 VENV ?= .venv
 PROFILE ?= quick
@@ -39,24 +39,24 @@ help: ## List the targets, with the time they take on two cores
 
 setup: $(SETUP) ## Make .venv from requirements.lock [30 s, 5 s if uv has the packages, 0 s when nothing changed]
 
-report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: 5 min, 1 min again]
-	@$(PY) -m annealed_core.report --profile $(PROFILE) $(ARGS)
+report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: 5 min; seconds where nothing changed]
+	@$(PY) -m annealed_report --profile $(PROFILE) $(ARGS)
 
 record: $(SETUP) ## Run the full profile and write its figures to results/, to be committed [12 h; can be stopped, and goes on]
-	@ANNEALED_RECORD=1 $(PY) -m annealed_core.report --profile full $(ARGS)
+	@ANNEALED_RECORD=1 $(PY) -m annealed_report --profile full $(ARGS)
 
 test: lint ## All checks: lint, unit tests, quick report, notebooks against their outputs, built pages [10 min; 6 min again]
 	$(PY) -m pytest tests $(ARGS)
-	$(PY) -m annealed_core.report --profile quick
+	$(PY) -m annealed_report --profile quick
 	ANNEALED_PROGRESS=0 $(PY) -m pytest --nbval notebooks
-	$(PY) -m annealed_core.report --check build/report/quick
+	$(PY) -m annealed_report --check build/report/quick
 	ANNEALED_PAGES=build/report/quick $(PY) -m pytest tests/test_report.py -k built
 
 lab: $(SETUP) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyter lab notebooks
 
-notebooks: $(SETUP) ## Run the notebooks and store their outputs in notebooks/, to be committed [5 min, 1 min again]
-	@$(PY) -m annealed_core.report --store-outputs $(ARGS)
+notebooks: $(SETUP) ## Run the notebooks and store their outputs in notebooks/, to be committed [5 min; seconds where nothing changed]
+	@$(PY) -m annealed_report --store-outputs $(ARGS)
 
 lint: $(SETUP) ## Style and types: ruff, mypy [10 s]
 	$(PY) -m ruff check .
@@ -69,7 +69,7 @@ lock: $(SETUP) ## Write requirements.lock again from pyproject.toml; ARGS=--upgr
 
 clean: ## Delete build/ and caches; runs/, where trained models are kept, stays
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find annealed_core tests notebooks bench -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) \
+	@find annealed_core annealed_report tests notebooks bench -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) \
 	    -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## Delete also .venv and the unpacked data; runs/ stays

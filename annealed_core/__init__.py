@@ -1,55 +1,63 @@
 """Annealed variational inference: chains of kernels weighed against a target.
 
-    from annealed_core import Spec, run
-    r = run(Spec(experiment="toy", target="D", method="avo"))
+    from annealed_core import AVO, Density, run
+    r = run(Density(target="D", objective=AVO()))
     r.metrics["log_z"], r.chain.rsample(1000).z[-1]
 
-`chain.py` holds the one idea; `targets`, `kernels`, `flows`, `objectives`, `schedules`, `evidence`, `ais`,
-`likelihood` and `inference` are parts of it.
+The modules here are the mathematics, `chain` the one idea; `speed` has the same in less time, `judging` says how good a
+trained chain is, `running` trains what a description says and keeps it.
 """
 
-from annealed_core import (
-    ais,
-    chain,
-    data,
-    evidence,
-    flows,
-    inference,
-    kernels,
-    likelihood,
-    moves,
-    objectives,
-    schedules,
-    targets,
-)
-from annealed_core.chain import Chain
-from annealed_core.data import load_mnist
-from annealed_core.experiment import Run, TrainingError, run
-from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair, ResidualGaussianPair
-from annealed_core.spec import Spec
-from annealed_core.sweep import sweep
+from annealed_core.chain import Chain, Trajectory
+from annealed_core.fit import fit
+from annealed_core.flows import IAF, Householder, Planar, Spline
+from annealed_core.kernels import DiagonalGaussian, Gated, Residual
+from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, CapacityELBO, LocalAVO
+from annealed_core.running.density import Density
+from annealed_core.running.experiment import Experiment, Run, TrainingError, run
+from annealed_core.running.former import Spec
+from annealed_core.running.mnist import Mnist
+from annealed_core.running.sweep import sweep
+from annealed_core.schedules import Constant, Cyclical, Geometric, Linear, Mixed, Then
+from annealed_core.targets import ENERGIES, GeometricAlphas, LearnedAlphas, LinearAlphas
+from annealed_core.vae import VAE, Autoregressive, Independent
 
 __all__ = [
+    "AVO",
+    "ELBO",
+    "ENERGIES",
+    "IAF",
+    "IWAE",
+    "VAE",
+    "AlphaELBO",
+    "Autoregressive",
+    "CapacityELBO",
     "Chain",
+    "Constant",
+    "Cyclical",
+    "Density",
     "DiagonalGaussian",
-    "GatedGaussianPair",
-    "ResidualGaussianPair",
+    "Experiment",
+    "Gated",
+    "Geometric",
+    "GeometricAlphas",
+    "Householder",
+    "Independent",
+    "LearnedAlphas",
+    "Linear",
+    "LinearAlphas",
+    "LocalAVO",
+    "Mixed",
+    "Mnist",
+    "Planar",
+    "Residual",
     "Run",
     "Spec",
+    "Spline",
+    "Then",
     "TrainingError",
-    "ais",
-    "chain",
-    "data",
-    "evidence",
-    "flows",
-    "inference",
-    "kernels",
-    "likelihood",
-    "load_mnist",
-    "moves",
-    "objectives",
+    "Trajectory",
+    "fit",
     "run",
-    "schedules",
     "sweep",
-    "targets",
 ]

@@ -5,28 +5,31 @@
 
 Particles drawn from a base follow f_t = target^alpha_t * base^(1 - alpha_t), moved by Markov moves and weighed at each
 temperature. The temperatures are given, or as many as it takes to keep the weights even. `reverse_ais` goes the other
-way, from exact samples of the target to the base: the two bracket log Z (bidirectional Monte Carlo).
+way: the two bracket log Z (bidirectional Monte Carlo). Densities and weights are in double precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from annealed_core.evidence import effective_sample_size, log_mean_weight
+from annealed_core.evidence import effective_sample_size, log_mean_weight, log_prob_double
 from annealed_core.kernels import DiagonalGaussian
-from annealed_core.moves import Hamiltonian, Langevin, Metropolis, check_positive, check_whole
-from annealed_core.targets import Energy, GeometricPath, linear_alphas, name_of
+from annealed_core.moves import Hamiltonian, Langevin, Metropolis, check_positive, check_whole, draw_like
+from annealed_core.targets import check_alphas, name_of
 
-#: The share of accepted proposals that an adapted step size aims at: for a random walk and Langevin moves what is best
-#: in many dimensions (Roberts & Rosenthal 2001). For Hamiltonian moves that is 0.65 (Neal 2011), but a step must fit
-#: the narrowest part of a target too (energy F: effective sample size 0.86 with 0.8, 0.83 with 0.65).
+#: The share of accepted proposals that an adapted step size aims at: what is best in many dimensions (Roberts &
+#: Rosenthal 2001), but for Hamiltonian moves (0.65, Neal 2011): a step must fit the narrowest part of a target too.
 ACCEPTANCE = {"hamiltonian": 0.8, "langevin": 0.574, "metropolis": 0.234}
 _JITTER = 0.5
+
+Alphas = Tensor | Sequence[float] | Callable[[int], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Particles:
     Attributes:
         z: the particles' last states, (n, *batch, dim); properly weighted samples of the target.
         log_weights: in nats, (n, *batch).
-        alphas: the temperatures used, (T + 1,), from 0 to 1, in double precision.
+        alphas: the temperatures used, (T + 1,), from 0 to 1.
         acceptance: mean acceptance at each temperature but the first, (T,).
         step_sizes: of the first move at each temperature but the first, (T, *batch).
         log_z: estimate of log Z in nats, (*batch,).
@@ -70,8 +73,7 @@ def _next_alpha(alpha: float, threshold: float, log_weights: Tensor, slope: Tens
     """The alpha, at most 1, up to which the conditional effective sample size stays at the threshold."""
     # A particle outside the support is lost at any step, so that it tells nothing about how far to go.
     inside = slope > -torch.inf
-    log_weights = torch.where(inside, log_weights, -torch.inf).double()
-    slope = torch.where(inside, slope, 0.0).double()
+    log_weights, slope = torch.where(inside, log_weights, -torch.inf), torch.where(inside, slope, 0.0)
 
     def too_far(new: float) -> bool:
         return bool((conditional_effective_sample_size(log_weights, (new - alpha) * slope) < threshold).any())
@@ -87,59 +89,73 @@ def _next_alpha(alpha: float, threshold: float, log_weights: Tensor, slope: Tens
     return low
 
 
-def _tempered(target: Any, base: DiagonalGaussian, alpha: float) -> Energy:
-    def log_density(z: Tensor) -> Tensor:
-        return alpha * target.log_prob(z) + (1 - alpha) * base.log_prob(z)
+@dataclass(frozen=True)
+class _Annealing:
+    """What both directions have in common: arguments that are checked, weights and moves."""
 
-    return Energy(f"f at alpha = {alpha:g}", log_density, dim=target.dim)
+    target: Any
+    base: DiagonalGaussian
+    move: str
+    n_moves: int
+    n_leapfrog: int
+    step_size: Any
+    generator: torch.Generator | None
+
+    def __post_init__(self) -> None:
+        check_whole(n_moves=self.n_moves, n_leapfrog=self.n_leapfrog)
+        if self.move not in ACCEPTANCE:
+            raise ValueError(f"unknown move {self.move!r}: choose one of {', '.join(ACCEPTANCE)}")
+        if self.target.dim != self.base.dim:
+            raise ValueError(f"base must have the target's dim {self.target.dim}, got {self.base.dim}")
+
+    def steps(self, n_temperatures: int) -> Tensor:
+        """The given step size for each temperature but the first and each element of the batch: (T, *batch)."""
+        check_positive(step_size=self.step_size)
+        shape = (n_temperatures, *self.base.batch_shape)
+        if not isinstance(self.step_size, Tensor):
+            return self.base.loc.new_full(shape, self.step_size)
+        if self.step_size.shape != shape:
+            raise ValueError(f"step_size must have shape {shape}, got {tuple(self.step_size.shape)}")
+        return self.step_size.to(self.base.loc)
+
+    def slope(self, z: Tensor) -> Tensor:
+        """Log f(z) - log q_0(z) in nats, (n, *batch): what a unit of alpha adds to the log-weights."""
+        log_f, name = log_prob_double(self.target, z), name_of(self.target)
+        if log_f.shape != z.shape[:-1]:
+            given, wanted, got = tuple(z.shape), tuple(z.shape[:-1]), tuple(log_f.shape)
+            raise ValueError(f"target {name}: log_prob of z {given} must have shape {wanted}, got {got}")
+        if bool((log_f.isnan() | (log_f == torch.inf)).any()):
+            raise ValueError(f"target {name}: log_prob must be finite or -inf, got NaN or +inf at a particle")
+        return log_f - log_prob_double(self.base, z)
+
+    def moved(self, z: Tensor, alpha: float, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The particles after the moves at that alpha, the step size adapted to them, and their mean acceptance."""
+
+        def log_density(z: Tensor) -> Tensor:
+            return alpha * log_prob_double(self.target, z) + (1 - alpha) * log_prob_double(self.base, z)
+
+        hamiltonian = partial(Hamiltonian, n_leapfrog=self.n_leapfrog)
+        kind: Any = {"hamiltonian": hamiltonian, "langevin": Langevin, "metropolis": Metropolis}[self.move]
+        jitter = _JITTER if self.step_size is None or isinstance(self.step_size, Tensor) else 0.0
+        tempered, rates = SimpleNamespace(log_prob=log_density), []
+        for _ in range(self.n_moves):
+            each = step * (1 + jitter * (2 * draw_like(torch.rand, z[..., 0], self.generator) - 1))
+            move = kind(tempered, each, generator=self.generator)
+            z, _ = move(z)
+            rates.append(move.accepted.mean(0))
+            if self.step_size is None:
+                step = (step * (rates[-1] - ACCEPTANCE[self.move]).exp()).to(z)
+        return z, step, torch.stack(rates).mean()
 
 
-def _slope(target: Any, base: DiagonalGaussian, z: Tensor) -> Tensor:
-    """Log f(z) - log q_0(z) in nats, (n, *batch): what a unit of alpha adds to the log-weights."""
-    log_f = target.log_prob(z)
-    name = name_of(target)
-    if log_f.shape != z.shape[:-1]:
-        given, wanted, got = tuple(z.shape), tuple(z.shape[:-1]), tuple(log_f.shape)
-        raise ValueError(f"target {name}: log_prob of z {given} must have shape {wanted}, got {got}")
-    if bool((log_f.isnan() | (log_f == torch.inf)).any()):
-        raise ValueError(f"target {name}: log_prob must be finite or -inf, got NaN or +inf at a particle")
-    return log_f - base.log_prob(z)
-
-
-def _move(
-    name: str, target: Energy, z: Tensor, step_size: Tensor, jitter: float, n_leapfrog: int
-) -> tuple[Tensor, Tensor]:
-    """The moved particles, and how likely each was to be: (n, *batch, dim), (n, *batch)."""
-    step = step_size * (1 + jitter * (2 * torch.rand_like(z[..., 0]) - 1))
-    if name == "metropolis":
-        z_next, _ = Metropolis(target, step.unsqueeze(-1))(z)  # type: ignore[arg-type]
-        return z_next, (z_next != z).any(-1).to(z)
-    move = Langevin(target, step) if name == "langevin" else Hamiltonian(target, step, n_leapfrog)
-    return move(z)[0], move.accepted
-
-
-def _jitter(step_size: float | Tensor | None) -> float:
-    """How far a particle's step may lie from the step size, as a share of it."""
-    return _JITTER if step_size is None or isinstance(step_size, Tensor) else 0.0
-
-
-def _steps(step_size: float | Tensor, n_temperatures: int, base: DiagonalGaussian) -> Tensor:
-    """A step size for each temperature but the first and each element of the batch: (T, *batch), checked."""
-    check_positive(step_size=step_size)
-    shape = (n_temperatures, *base.batch_shape)
-    if isinstance(step_size, Tensor):
-        if step_size.shape != shape:
-            raise ValueError(f"step_size must have shape {shape}, got {tuple(step_size.shape)}")
-        return step_size.to(base.loc)
-    return base.loc.new_full(shape, step_size)
-
-
-def _check_moves(target: Any, base: DiagonalGaussian, move: str, n_moves: int, n_leapfrog: int) -> None:
-    check_whole(n_moves=n_moves, n_leapfrog=n_leapfrog)
-    if move not in ACCEPTANCE:
-        raise ValueError(f"unknown move {move!r}: choose one of {', '.join(ACCEPTANCE)}")
-    if target.dim != base.dim:
-        raise ValueError(f"base must have the target's dim {target.dim}, got {base.dim}")
+def _checked(alphas: Alphas, n_temperatures: int) -> list[float]:
+    check_whole(n_temperatures=n_temperatures)
+    if alphas is None:
+        return torch.linspace(0, 1, n_temperatures + 1, dtype=torch.float64).tolist()
+    found = alphas(n_temperatures).detach() if callable(alphas) else alphas
+    found = torch.as_tensor(found, dtype=torch.float64).flatten()
+    check_alphas(found)
+    return found.tolist()
 
 
 @torch.no_grad()
@@ -147,13 +163,14 @@ def ais(
     target: Any,
     base: DiagonalGaussian,
     n_particles: int = 1000,
-    alphas: Tensor | Sequence[float] | None = None,
+    alphas: Alphas = None,
     n_temperatures: int = 200,
     threshold: float | None = None,
     move: str = "hamiltonian",
     n_moves: int = 2,
     n_leapfrog: int = 10,
     step_size: float | Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Particles:
     """Weighted samples of a target and an estimate of its log Z, by annealed importance sampling.
 
@@ -165,8 +182,9 @@ def ais(
         target: with `log_prob` and `dim`; for Hamiltonian and Langevin moves differentiable by autograd.
         base: q_0, with parameters (*batch, dim): wide enough to reach all of the target.
         n_particles: of each element of the base's batch.
-        alphas: exponents of the path, (T + 1,), rising from exactly 0 to exactly 1; linear unless given.
-        n_temperatures: T of the linear path; T = 1 is importance sampling.
+        alphas: exponents of the path, (T + 1,), rising from exactly 0 to exactly 1, or a function of T that gives them;
+            linear unless given.
+        n_temperatures: T of that path; T = 1 is importance sampling.
         threshold: in (0, 1): each next alpha is the one at which the conditional effective sample size (the lowest
             of the batch) equals it, found by bisection, and their number what it takes to reach 1.
         move: "hamiltonian", "langevin" or "metropolis".
@@ -175,54 +193,45 @@ def ais(
         step_size: the same for all moves, or one for each temperature and element of the batch, (T, *batch), as
             `Particles.step_sizes` has them; unless given, it follows the path, for each element of the batch, towards
             the acceptance in `ACCEPTANCE`. Unless it is one number, each particle takes a step within half of it, so
-            that no number of leapfrog steps brings all back to where they were (Neal 2011, arXiv 1206.1901, section
-            3.2).
+            that no number of leapfrog steps brings all back to where they were (Neal 2011, section 3.2).
+        generator: what all is drawn from; torch's global generator unless given.
 
-    Raises ValueError, naming the argument, for those that do not fit, and for a target whose log_prob has the wrong
-    shape or is NaN or +inf where a particle is.
+    Raises ValueError, naming the argument, for those that do not fit, for a target whose log_prob has the wrong shape
+    or is NaN or +inf where a particle is, and for a base none of whose particles are where the target is above 0.
     """
-    check_whole(n_particles=n_particles, n_temperatures=n_temperatures)
-    _check_moves(target, base, move, n_moves, n_leapfrog)
+    check_whole(n_particles=n_particles)
+    annealing = _Annealing(target, base, move, n_moves, n_leapfrog, step_size, generator)
     if threshold is not None and not 0 < threshold < 1:
         raise ValueError(f"threshold must lie in (0, 1), got {threshold!r}")
     if threshold is not None and alphas is not None:
         raise ValueError("alphas and threshold exclude each other: a threshold chooses the alphas")
     if threshold is not None and isinstance(step_size, Tensor):
         raise ValueError("step_size must be a number or None with a threshold, which chooses how many alphas there are")
-    path = GeometricPath(base, target, linear_alphas(n_temperatures) if alphas is None else alphas)
-    given = path.alphas.tolist()
-    steps = None if step_size is None else _steps(step_size, 1 if threshold else len(path) - 1, base)
+    given = _checked(alphas, n_temperatures)
+    steps = None if step_size is None else annealing.steps(1 if threshold else len(given) - 1)
 
-    z = base.rsample(torch.randn((n_particles, *base.loc.shape), dtype=base.loc.dtype, device=base.loc.device))
-    log_weights = torch.zeros_like(z[..., 0])
+    z = base.rsample(draw_like(torch.randn, base.loc.expand(n_particles, *base.loc.shape), generator))
+    log_weights = torch.zeros_like(z[..., 0], dtype=torch.float64)
     step = 0.5 * base.scale.mean(-1)
-    used, acceptance, step_sizes = [0.0], [], []
+    used, acceptance, step_sizes = [0.0], list[Tensor](), []
     while used[-1] < 1:
-        slope = _slope(target, base, z)
+        slope = annealing.slope(z)
+        if bool((slope == -torch.inf).all(0).any()):
+            raise ValueError(
+                f"base must reach where target {name_of(target)} is above 0, got log_prob = -inf at all {n_particles} "
+                "particles: take a wider or nearer one, or more particles"
+            )
         alpha = given[len(used)] if threshold is None else _next_alpha(used[-1], threshold, log_weights, slope)
         log_weights = log_weights + (alpha - used[-1]) * slope
         if steps is not None:
             step = steps[0 if threshold else len(used) - 1]
         used.append(alpha)
         step_sizes.append(step)
-        rates = []
-        for _ in range(n_moves):
-            z, accepted = _move(move, _tempered(target, base, alpha), z, step, _jitter(step_size), n_leapfrog)
-            rates.append(accepted.mean(0))
-            if steps is None:
-                step = step * (rates[-1] - ACCEPTANCE[move]).exp()
-        acceptance.append(torch.stack(rates).mean())
-    log_z, log_z_se = log_mean_weight(log_weights)
-    return Particles(
-        z,
-        log_weights,
-        torch.tensor(used, dtype=torch.float64),
-        torch.stack(acceptance),
-        torch.stack(step_sizes),
-        log_z,
-        log_z_se,
-        effective_sample_size(log_weights),
-    )
+        z, step, rate = annealing.moved(z, alpha, step)
+        acceptance.append(rate)
+    estimates = (*log_mean_weight(log_weights), effective_sample_size(log_weights))
+    temperatures = torch.tensor(used, dtype=torch.float64)
+    return Particles(z, log_weights, temperatures, torch.stack(acceptance), torch.stack(step_sizes), *estimates)
 
 
 @torch.no_grad()
@@ -231,54 +240,42 @@ def reverse_ais(
     base: DiagonalGaussian,
     z: Tensor,
     step_size: float | Tensor,
-    alphas: Tensor | Sequence[float] | None = None,
+    alphas: Alphas = None,
     n_temperatures: int = 200,
     move: str = "hamiltonian",
     n_moves: int = 2,
     n_leapfrog: int = 10,
+    generator: torch.Generator | None = None,
 ) -> Particles:
     """An estimate of log Z from above: `ais` backwards, from exact samples of the target to the base.
 
     z_T is an exact sample, z_{t-1} comes from z_t by the moves that leave f_t invariant (each is its own reversal), and
-    log w = sum_t (alpha_t - alpha_{t-1}) * (log f(z_{t-1}) - log q_0(z_{t-1})) as in `ais`. The mean of 1 / w is
-    unbiased for 1 / Z, so that `log_z`, which is -log of it, is at least log Z in expectation (Grosse, Ghahramani &
-    Adams 2015, arXiv 1511.02543). That needs step sizes that do not depend on z: take those of an `ais` with the same
-    moves.
+    log w is that of `ais`. The mean of 1 / w is unbiased for 1 / Z, so that `log_z`, which is -log of it, is at least
+    log Z in expectation (Grosse, Ghahramani & Adams 2015, arXiv 1511.02543). That needs step sizes that do not depend
+    on z: take those of an `ais` with the same moves.
 
     Args:
-        target, base, alphas, n_temperatures, move, n_moves, n_leapfrog: as for `ais`, and best the same.
         z: exact samples of the target, (n, *batch, dim); they may be n copies of one.
         step_size: as for `ais`, but never adapted.
+        target, base, alphas, n_temperatures, move, n_moves, n_leapfrog, generator: as for `ais`, and best the same.
 
-    Returns Particles whose `z` are at the base, `log_weights` are log w, `acceptance` and `step_sizes` are in the order
-    of the alphas, and `log_z_se` and `ess` are those of the weights 1 / w. Raises ValueError as `ais` does.
+    Returns Particles whose `z` are at the base, and whose `log_z_se` and `ess` are those of the weights 1 / w; the rest
+    is in the order of the alphas. Raises ValueError as `ais` does, and for a z where the target is 0.
     """
-    check_whole(n_temperatures=n_temperatures)
-    _check_moves(target, base, move, n_moves, n_leapfrog)
+    annealing = _Annealing(target, base, move, n_moves, n_leapfrog, step_size, generator)
     if z.ndim != base.loc.ndim + 1 or z.shape[1:] != base.loc.shape:
         shape = ", ".join(map(str, base.loc.shape))
         raise ValueError(f"z must have shape (n, {shape}), got {tuple(z.shape)}")
-    path = GeometricPath(base, target, linear_alphas(n_temperatures) if alphas is None else alphas)
-    given = path.alphas.tolist()
-    steps = _steps(step_size, len(path) - 1, base)
-    log_weights, acceptance = torch.zeros_like(z[..., 0]), []
-    for t in range(len(path) - 1, 0, -1):
-        rates = []
-        for _ in range(n_moves):
-            z, accepted = _move(
-                move, _tempered(target, base, given[t]), z, steps[t - 1], _jitter(step_size), n_leapfrog
-            )
-            rates.append(accepted.mean())
-        log_weights = log_weights + (given[t] - given[t - 1]) * _slope(target, base, z)
-        acceptance.append(torch.stack(rates).mean())
+    given = _checked(alphas, n_temperatures)
+    steps = annealing.steps(len(given) - 1)
+    log_weights, acceptance = torch.zeros_like(z[..., 0], dtype=torch.float64), []
+    for t in range(len(given) - 1, 0, -1):
+        z, _, rate = annealing.moved(z, given[t], steps[t - 1])
+        slope = annealing.slope(z)
+        if bool((slope == -torch.inf).any()):
+            raise ValueError(f"z must be samples of target {name_of(target)}, got log_prob = -inf from one of them")
+        log_weights = log_weights + (given[t] - given[t - 1]) * slope
+        acceptance.append(rate)
     log_inverse, log_z_se = log_mean_weight(-log_weights)
-    return Particles(
-        z,
-        log_weights,
-        torch.tensor(given, dtype=torch.float64),
-        torch.stack(acceptance[::-1]),
-        steps,
-        -log_inverse,
-        log_z_se,
-        effective_sample_size(-log_weights),
-    )
+    temperatures, ess = torch.tensor(given, dtype=torch.float64), effective_sample_size(-log_weights)
+    return Particles(z, log_weights, temperatures, torch.stack(acceptance[::-1]), steps, -log_inverse, log_z_se, ess)

@@ -10,15 +10,17 @@ flow invertible ones, annealed importance sampling Markov kernels that are not t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from annealed_core.kernels import DiagonalGaussian, Kernel, are_alike, run_pairs, run_pairs_twice
-from annealed_core.stack import Stack
+from annealed_core.kernels import DiagonalGaussian, Frozen, Kernel
 from annealed_core.targets import Target
+
+Shape = int | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -41,32 +43,32 @@ class Chain:
 
     Args:
         base: q_0, with parameters of shape (*batch, dim).
-        kernels: the T transitions (none: the base alone), or a `stack.Stack` of the transitions of many models, which
-            are then the base's batch.
+        kernels: the T transitions (none: the base alone).
         context: what the kernels are conditioned on, (*batch, context_dim), or None.
+        generator: what the chain draws from; torch's global generator unless given.
     """
 
     def __init__(
         self,
         base: DiagonalGaussian,
-        kernels: Sequence[Kernel] | torch.nn.ModuleList | Stack = (),
+        kernels: Sequence[Kernel] | nn.ModuleList | Any = (),
         context: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
-        self.base, self.kernels, self.context = base, kernels, context
+        self.base, self.kernels, self.context, self.generator = base, kernels, context, generator
 
     def __len__(self) -> int:
         return len(self.kernels)
 
-    def noise(self, sample_shape: int | Sequence[int] = ()) -> Tensor:
+    def noise(self, sample_shape: Shape = ()) -> Tensor:
         """Standard normal noise for one trajectory: (T + 1, *sample, *batch, dim)."""
         shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
-        return torch.randn(
-            (len(self) + 1, *shape, *self.base.loc.shape), dtype=self.base.loc.dtype, device=self.base.loc.device
-        )
+        loc = self.base.loc
+        device = loc.device if self.generator is None else self.generator.device
+        shape = (len(self) + 1, *shape, *loc.shape)
+        return torch.randn(shape, generator=self.generator, dtype=loc.dtype, device=device).to(loc.device)
 
-    def rsample(
-        self, sample_shape: int | Sequence[int] = (), noise: Tensor | None = None, local: bool = False
-    ) -> Trajectory:
+    def rsample(self, sample_shape: Shape = (), noise: Tensor | None = None, local: bool = False) -> Trajectory:
         """Draw states z_0 ... z_T with their log-densities; gradients flow through all of them.
 
         Args:
@@ -76,34 +78,14 @@ class Chain:
                 kernel t alone: what AVO trains with.
         """
         noise = self.noise(sample_shape) if noise is None else noise
-        start = self.base.rsample(noise[0])
-        log_q0 = self.base.drawn_log_prob(noise[0])
-        if not len(self):
-            return Trajectory(start.unsqueeze(0), log_q0.new_zeros((0, *log_q0.shape)), log_q0)
-        if isinstance(self.kernels, Stack):
-            return Trajectory(*self.kernels.rsample(start, noise[1:], local), log_q0)
-        if self.context is not None and are_alike(kernels := list(self.kernels)):
-            return Trajectory(*run_pairs(kernels, start, self.context, noise[1:], local), log_q0)
-        states, log_ratios = [start], []
+        z, log_q0 = self.base.rsample(noise[0]), self.base.drawn_log_prob(noise[0])
+        states, log_ratios = [z], []
         for kernel, fresh in zip(self.kernels, noise[1:], strict=True):
-            z_next, log_ratio = kernel(states[-1].detach() if local else states[-1], self.context, fresh)
-            states.append(z_next)
+            z, log_ratio = kernel(z.detach() if local else z, self.context, fresh)
+            states.append(z)
             log_ratios.append(log_ratio)
-        return Trajectory(torch.stack(states), torch.stack(log_ratios), log_q0)
-
-    def rsample_twice(self, noise: Tensor) -> tuple[Trajectory, Trajectory]:
-        """`rsample(noise=noise)` for the ELBO, and `detach().rsample(noise=noise, local=True)` for AVO.
-
-        Where the kernels are pairs of Gaussians with a context, the two share what they can; the second is then exact
-        up to rounding.
-        """
-        alike = not isinstance(self.kernels, Stack) and are_alike(kernels := list(self.kernels))
-        if self.context is None or not alike or not torch.is_grad_enabled():
-            return self.rsample(noise=noise), self.detach().rsample(noise=noise, local=True)
-        start = self.base.rsample(noise[0])
-        log_q0 = self.base.drawn_log_prob(noise[0])
-        whole, local = run_pairs_twice(kernels, start, self.context, noise[1:])
-        return Trajectory(*whole, log_q0), Trajectory(*local, log_q0.detach())
+        ratios = torch.stack(log_ratios) if log_ratios else log_q0.new_zeros((0, *log_q0.shape))
+        return Trajectory(torch.stack(states), ratios, log_q0)
 
     def log_weight(self, target: Target, trajectory: Trajectory) -> Tensor:
         """Log f(z_T) + sum_t log (r_t / q_t) - log q_0(z_0) in nats, (*sample, *batch).
@@ -112,6 +94,20 @@ class Chain:
         """
         return target.log_prob(trajectory.z[-1]) + trajectory.log_ratios.sum(0) - trajectory.log_q0
 
-    def detach(self) -> Chain:
+    def detach(self) -> Self:
         """The same chain with its base and context cut from whatever computed them; the kernels stay trainable."""
-        return Chain(self.base.detach(), self.kernels, None if self.context is None else self.context.detach())
+        context = None if self.context is None else self.context.detach()
+        return type(self)(self.base.detach(), self.kernels, context, self.generator)
+
+    def freeze(self) -> Self:
+        """The same chain where gradients pass through the kernels and don't reach their weights."""
+        kernels = [Frozen(kernel) if isinstance(kernel, nn.Module) else kernel for kernel in self.kernels]
+        return type(self)(self.base, kernels, self.context, self.generator)
+
+    def __getitem__(self, images: slice) -> Self:
+        context = None if self.context is None else self.context[images]
+        return type(self)(self.base[images], self.kernels, context, self.generator)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights of the kernels, each once."""
+        yield from nn.ModuleList(kernel for kernel in self.kernels if isinstance(kernel, nn.Module)).parameters()

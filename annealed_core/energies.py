@@ -151,6 +151,7 @@ def _gmm40() -> Energy:
 
 
 def _funnel(z: Tensor) -> Tensor:
+    """Neal's funnel (Neal 2003): z_0 ~ N(0, 3^2), z_i | z_0 ~ N(0, exp(z_0)) for i = 1, 2, ..."""
     first, rest = z[..., 0], z[..., 1:]
     log_first = _gauss(first, 3.0) - math.log(3)
     log_rest = -0.5 * (rest.square().sum(-1) * (-first).exp() + rest.shape[-1] * first)
@@ -158,20 +159,9 @@ def _funnel(z: Tensor) -> Tensor:
 
 
 def _many_well(z: Tensor) -> Tensor:
-    """Sum over pairs (x1, x2) of -x1^4 + 6 x1^2 + x1 / 2 - x2^2 / 2."""
+    """Sum over pairs (x1, x2) of -x1^4 + 6 x1^2 + x1 / 2 - x2^2 / 2: double wells (FAB, arXiv 2208.01893)."""
     wells, widths = z[..., ::2], z[..., 1::2]
     return (-wells.pow(4) + 6 * wells.square() + 0.5 * wells - 0.5 * widths.square()).sum(-1)
-
-
-def _ten_dimensional_funnel() -> Energy:
-    """Neal's funnel (Neal 2003): z_0 ~ N(0, 3^2), z_i | z_0 ~ N(0, exp(z_0)) for i = 1 ... 9; base N(0, I)."""
-    return Energy("funnel", _funnel, dim=10, log_normalizer=0.0)
-
-
-def _sixteen_double_wells() -> Energy:
-    """Sixteen independent double wells in pairs of coordinates, 2^16 modes (FAB, arXiv 2208.01893); base N(0, I)."""
-    log_normalizer = 16 * (math.log(11784.50927) + 0.5 * _LOG_TWO_PI)
-    return Energy("many_well", _many_well, dim=32, log_normalizer=log_normalizer)
 
 
 def _two_ends() -> tuple[Tensor, Tensor]:
@@ -190,8 +180,8 @@ ENERGIES: dict[str, Energy] = {
         Energy("F", _energy_f, box=11.0),
         _ring8(),
         _gmm40(),
-        _ten_dimensional_funnel(),
-        _sixteen_double_wells(),
+        Energy("funnel", _funnel, dim=10, log_normalizer=0.0),
+        Energy("many_well", _many_well, dim=32, log_normalizer=16 * (math.log(11784.50927) + 0.5 * _LOG_TWO_PI)),
     )
 }
 

@@ -1,23 +1,22 @@
 """Kernels: one transition of a chain.
 
 Every kernel is called as `z_next, log_ratio = kernel(z, context, noise)`, where log_ratio = log r(z | z_next) - log
-q(z_next | z): what the transition adds to the logarithm of the chain's weight. Trained pairs of Gaussians (Huang et
-al. 2018) and Markov moves that are not trained (Neal 2001) answer the same call.
+q(z_next | z): what the transition adds to the logarithm of the chain's weight. Here are trained pairs of Gaussians
+(Huang et al. 2018); `flows` and `moves` answer the same call. `Gated` and `Residual` describe such kernels, and
+`build(dim, n, context_dim=0)` makes them: any object with that call can take their place.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
-from annealed_core.layers import softplus
-from annealed_core.products import linear, linear_and_cut
+from annealed_core.description import Choice, Description, Size
 
-MANY_NUMBERS = 2**14  # from so many on, what has no gradient is computed in parts
 SMALLEST_SCALE = 1e-6  # of a conditional: its logarithm must stay finite
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -58,12 +57,15 @@ class DiagonalGaussian:
         return normal_log_prob(z, self.loc, self.scale)
 
     def drawn_log_prob(self, noise: Tensor) -> Tensor:
-        """`log_prob(rsample(noise))` for less: (*sample, *batch, dim) -> (*sample, *batch)."""
+        """`log_prob(rsample(noise))` from the noise itself: (*sample, *batch, dim) -> (*sample, *batch)."""
         return drawn_log_prob(noise, self.scale)
 
     def detach(self) -> DiagonalGaussian:
         """The same density, without a gradient to whatever made its parameters."""
         return type(self)(self.loc.detach(), self.scale.detach())
+
+    def __getitem__(self, images: slice) -> DiagonalGaussian:
+        return type(self)(self.loc[images], self.scale[images])
 
 
 class Kernel(Protocol):
@@ -84,7 +86,7 @@ class ConditionalGaussian(nn.Module):
         dim: dimensions of z.
         hidden: width of h.
         context_dim: dimensions of the context (0: none), such as an encoder's features.
-        near_identity: start close to z' = z instead of with torch's default, whose sigma of 0.69 at every step buries
+        near_identity: start close to z' = z instead of with torch's weights, whose sigma of 0.69 at every step buries
             a chain of several transitions in noise.
     """
 
@@ -107,24 +109,8 @@ class ConditionalGaussian(nn.Module):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z: (*batch, dim) -> mu, sigma, both (*batch, dim)."""
-        return self.given(z, None if self.context is None else self.context(context))
-
-    def given(self, z: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same from what the context adds to the hidden layer, (*batch, hidden), or None."""
-        hidden = self.hidden(z) if features is None else self.hidden(z) + features
+        hidden = self.hidden(z) if self.context is None else self.hidden(z) + self.context(context)
         return self.locate(z, *self.outputs(torch.relu(hidden)).chunk(self.outputs_per_dim, -1))
-
-    def evaluated(self, z: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """`given` for many draws where no gradient is recorded; z: (n, *batch, dim), features (*batch, hidden)."""
-        # One more hidden unit, which is always 1, brings the outputs' biases: no pass over the outputs to add them.
-        inwards = nn.functional.pad(self.hidden.weight, (0, 0, 0, 1))
-        features = nn.functional.pad(features + self.hidden.bias, (0, 1), value=1.0)
-        outwards = torch.cat([self.outputs.weight, self.outputs.bias.unsqueeze(1)], 1)
-        hidden = linear(z.reshape(-1, z.shape[-1]), inwards).view(*z.shape[:-1], -1).add_(features).relu_()
-        # Each output by a product of its own: where its numbers follow one another, functions of them take a third of
-        # the time.
-        flat, parts = hidden.flatten(0, -2), outwards.chunk(self.outputs_per_dim)
-        return self.locate(z, *(linear(flat, part).view(z.shape) for part in parts))
 
 
 class GatedGaussian(ConditionalGaussian):
@@ -146,7 +132,7 @@ class GatedGaussian(ConditionalGaussian):
     def locate(z: Tensor, *outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Interpolate between z and the move by the gate."""
         move, gate, scale = outputs
-        return torch.lerp(z, move, torch.sigmoid(gate)), softplus(scale).add_(SMALLEST_SCALE)
+        return torch.lerp(z, move, torch.sigmoid(gate)), softplus(scale) + SMALLEST_SCALE
 
 
 class ResidualGaussian(ConditionalGaussian):
@@ -170,7 +156,7 @@ class ResidualGaussian(ConditionalGaussian):
     def locate(z: Tensor, *outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Add the move to z."""
         move, scale = outputs
-        return z + move, softplus(scale).add_(SMALLEST_SCALE)
+        return z + move, softplus(scale) + SMALLEST_SCALE
 
 
 class GaussianPair(nn.Module):
@@ -206,147 +192,53 @@ class ResidualGaussianPair(GaussianPair):
     conditional = ResidualGaussian
 
 
-def are_alike(kernels: Sequence[Any]) -> bool:
-    """Whether all are pairs of Gaussians of one kind and size with a context, so that `run_pairs` takes them."""
-    kinds = {type(kernel) for kernel in kernels}
-    if len(kinds) != 1 or not issubclass(kinds.pop(), GaussianPair):
-        return False
-    sizes = {(pair.forwards.hidden.weight.shape, pair.forwards.context is None) for pair in kernels}
-    return len(sizes) == 1 and isinstance(kernels[0].forwards.context, nn.Linear)  # and no layer put in its place
+Start = Annotated[str, Choice("torch", "identity")]
 
 
-def run_pairs(
-    pairs: Sequence[Any], start: Tensor, context: Tensor, noise: Tensor, local: bool = False
-) -> tuple[Tensor, Tensor]:
-    """What T pairs that `are_alike` draw one after another, with what waits for no draw computed at once.
+class Gated(Description):
+    """Pairs of gated Gaussians (Huang et al. 2018).
 
-    That is the context's part of all conditionals, and the reverse ones.
-
-    Args:
-        pairs: the transitions.
-        start: z_0, (*sample, *batch, dim).
-        context: (*batch, context_dim).
-        noise: standard normal, (T, *sample, *batch, dim).
-        local: cut each state off before the next transition.
-
-    Returns the states z_0 ... z_T, (T + 1, *sample, *batch, dim), and the log-ratios, (T, *sample, *batch), in nats.
-    """
-    features = linear(context.reshape(-1, context.shape[-1]), _context_layers(pairs))
-    there, back = _by_conditional(features, len(pairs), context)
-    if not torch.is_grad_enabled() and start.numel() >= MANY_NUMBERS:
-        return _run_without_gradient(pairs, start, there, back, noise)
-    return _run(pairs, start, there, back, noise, local)
-
-
-def run_pairs_twice(
-    pairs: Sequence[Any], start: Tensor, context: Tensor, noise: Tensor
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """What `run_pairs` returns, and what it does with `local`, start and context cut off, for less than both together.
-
-    Both have the same states, so that the second run knows all of them before it begins, and the same products with the
-    context. Arguments are those of `run_pairs`.
-    """
-    features, cut = linear_and_cut(context.reshape(-1, context.shape[-1]), _context_layers(pairs))
-    there, back = _by_conditional(features, len(pairs), context)
-    states, log_ratios = _run(pairs, start, there, back, noise)
-    there, back = _by_conditional(cut, len(pairs), context)
-    before = states[:-1].detach()
-    loc, scale = _given_together([pair.forwards for pair in pairs], before, there)
-    after = loc + scale * noise
-    log_reverse = normal_log_prob(before, *_given_together([pair.reverse for pair in pairs], after, back))
-    local = torch.cat([before[:1], after]), log_reverse - drawn_log_prob(noise, scale)
-    return (states, log_ratios), local
-
-
-def _context_layers(pairs: Sequence[Any]) -> Tensor:
-    conditionals = (*(pair.forwards for pair in pairs), *(pair.reverse for pair in pairs))
-    return torch.cat([each.context.weight for each in conditionals])
-
-
-def _by_conditional(features: Tensor, n_pairs: int, context: Tensor) -> tuple[Tensor, ...]:
-    """The context's part, apart for conditionals there and back: (T, *batch, hidden) each."""
-    return features.view(*context.shape[:-1], 2 * n_pairs, -1).movedim(-2, 0).chunk(2)
-
-
-def _run(
-    pairs: Sequence[Any],
-    start: Tensor,
-    features_there: Tensor,
-    features_back: Tensor,
-    noise: Tensor,
-    local: bool = False,
-) -> tuple[Tensor, Tensor]:
-    drawn, scales = [start], []
-    for pair, feature, fresh in zip(pairs, features_there, noise, strict=True):
-        loc, scale = pair.forwards.given(drawn[-1].detach() if local else drawn[-1], feature)
-        drawn.append(loc + scale * fresh)
-        scales.append(scale)
-    states = torch.stack(drawn)
-    before = states[:-1].detach() if local else states[:-1]
-    reverse = _given_together([pair.reverse for pair in pairs], states[1:], features_back)
-    return states, normal_log_prob(before, *reverse) - drawn_log_prob(noise, torch.stack(scales))
-
-
-def _run_without_gradient(
-    pairs: Sequence[Any], start: Tensor, features_there: Tensor, features_back: Tensor, noise: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What `run_pairs` returns, for many draws: each transition while what it needs is in the processor's cache."""
-    states = start.new_empty((len(pairs) + 1, *start.shape))
-    log_ratios = start.new_empty((len(pairs), *start.shape[:-1]))
-    states[0] = start
-    for number, (pair, there, back) in enumerate(zip(pairs, features_there, features_back, strict=True)):
-        z, z_next, fresh = states[number], states[number + 1], noise[number].contiguous()
-        loc, scale = pair.forwards.evaluated(z, there)
-        torch.addcmul(loc, scale, fresh, out=z_next)
-        back_loc, back_scale = pair.reverse.evaluated(z_next, back)
-        error = torch.sub(z, back_loc, out=back_loc).div_(back_scale)
-        squares = error.square_().addcmul_(fresh, fresh, value=-1)  # the constants of the two densities cancel
-        difference = scale.div_(back_scale).log_().sub_(squares, alpha=0.5)
-        torch.sum(difference, -1, out=log_ratios[number])
-    return states, log_ratios
-
-
-def _given_together(conditionals: Sequence[ConditionalGaussian], z: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    """`given` of T conditionals at once: z (T, *sample, *batch, dim), features (T, *batch, hidden) -> two like z."""
-
-    def layer(name: str, x: Tensor) -> Tensor:
-        layers = [getattr(conditional, name) for conditional in conditionals]
-        weights, biases = torch.stack([each.weight for each in layers]), torch.stack([each.bias for each in layers])
-        return torch.baddbmm(biases.unsqueeze(1), x.reshape(len(x), -1, x.shape[-1]), weights.mT).view(
-            *x.shape[:-1], -1
-        )
-
-    per_sample = features.view(len(features), *[1] * (z.ndim - features.ndim), *features.shape[1:])
-    hidden = layer("hidden", z) + per_sample
-    outputs = layer("outputs", torch.relu(hidden)).chunk(conditionals[0].outputs_per_dim, -1)
-    return conditionals[0].locate(z, *outputs)
-
-
-class Metropolis:
-    """A random-walk Metropolis move that leaves `target` invariant: the transition of AIS (Neal 2001).
-
-    Its reverse is its own reversal with respect to `target`, so that log r - log q = log f(z) - log f(z_next): a
-    chain of such moves along a path of targets has exactly the AIS weight.
-
-    Args:
-        target: what the move leaves invariant.
-        step_size: standard deviation of the proposal.
-        n_moves: proposals made in one transition.
-
-    The given noise moves the first proposal; acceptance and further proposals draw their own.
+    Attributes:
+        hidden: width of each conditional's hidden layer.
+        start: "torch", with the initial weights of torch's layers, or near the "identity".
     """
 
-    def __init__(self, target: object, step_size: float, n_moves: int = 1) -> None:
-        self.target, self.step_size, self.n_moves = target, step_size, n_moves
+    hidden: Size = 32
+    start: Start = "torch"
 
-    def __call__(self, z: Tensor, context: Tensor | None = None, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z: (*batch, dim) -> z_next (*batch, dim), log f(z) - log f(z_next) (*batch,) in nats."""
-        start = log_f = self.target.log_prob(z)  # type: ignore[attr-defined]
-        for move in range(self.n_moves):
-            fresh = noise if noise is not None and move == 0 else torch.randn_like(z)
-            proposal = z + self.step_size * fresh
-            log_f_new = self.target.log_prob(proposal)  # type: ignore[attr-defined]
-            accept = torch.rand_like(log_f).log() < log_f_new - log_f
-            z = torch.where(accept.unsqueeze(-1), proposal, z)
-            log_f = torch.where(accept, log_f_new, log_f)
-        return z, start - log_f
+    def build(self, dim: int, n: int, context_dim: int = 0) -> list[nn.Module]:
+        """The n kernels for states of `dim` dimensions, untrained; weights from torch's random state."""
+        near = self.start == "identity"
+        return [GatedGaussianPair(dim, self.hidden, context_dim, near) for _ in range(n)]
+
+
+class Residual(Description):
+    """Pairs of residual Gaussians (NVI, arXiv 2106.11302); fields are those of `Gated`."""
+
+    hidden: Size = 32
+    start: Start = "torch"
+
+    def build(self, dim: int, n: int, context_dim: int = 0) -> list[nn.Module]:
+        """As for `Gated`."""
+        near = self.start == "identity"
+        return [ResidualGaussianPair(dim, self.hidden, context_dim, near) for _ in range(n)]
+
+
+class Frozen(nn.Module):
+    """A network as it stands: detached parameters, evaluation mode; gradients still reach what goes in."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = [network]  # in a list, so that it isn't registered and doesn't change mode with this module
+        self.state = {name: value.detach() for name, value in [*network.named_parameters(), *network.named_buffers()]}
+
+    def forward(self, *inputs: Tensor | None) -> Any:
+        """As of the network."""
+        network = self.network[0]
+        training = [module for module in network.modules() if module.training]
+        network.eval()
+        try:
+            return torch.func.functional_call(network, self.state, inputs)
+        finally:
+            for module in training:
+                module.training = True

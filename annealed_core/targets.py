@@ -1,28 +1,33 @@
-"""Targets: unnormalised densities, weighed in nats.
+"""Targets: unnormalised densities, weighed in nats, and the path that leads to one.
 
-A target is any object with `log_prob(z)` and `dim`. This module has the geometric path that leads from a base density
-to a target, and the check of a user's own; `energies` has the named ones.
+A target is any object with `log_prob(z)` and `dim`; `energies` has the named ones. The geometric path from a base to a
+target takes exponents 0 = alpha_0 < ... < alpha_T = 1: `LinearAlphas`, `GeometricAlphas` or, trained, `LearnedAlphas`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from annealed_core.description import Description, Number
 from annealed_core.energies import ENERGIES, Energy, GaussianMixture, find
 
 __all__ = [
     "ENERGIES",
     "Energy",
     "GaussianMixture",
+    "GeometricAlphas",
     "GeometricPath",
+    "LearnedAlphas",
+    "LearnedPath",
+    "LinearAlphas",
     "Target",
     "check_alphas",
-    "check_target",
+    "exponents",
     "find",
     "geometric_alphas",
     "linear_alphas",
@@ -45,71 +50,87 @@ def name_of(target: Any) -> str:
     return str(getattr(target, "name", type(target).__name__))
 
 
-def check_target(target: Any, device: str = "cpu", differentiable: bool = False) -> None:
-    """Refuse a target whose `log_prob` fails, has the wrong shape, or is NaN or +inf at eight points around 0.
-
-    Nothing is known of it elsewhere. With `differentiable`, what training needs, it must also have a finite gradient
-    with respect to z at these points.
-    Raises ValueError with one line that names the target and what is wrong.
-    """
-    name = name_of(target)
-    z = torch.linspace(-1, 1, 8, device=device).unsqueeze(-1).expand(8, target.dim).contiguous()
-    try:
-        with torch.no_grad():
-            values = target.log_prob(z)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"target {name}: log_prob fails for z of shape (8, {target.dim}): {reason}") from error
-    shape = tuple(getattr(values, "shape", ()))
-    if shape != (8,):
-        raise ValueError(f"target {name}: log_prob of z (8, {target.dim}) must have shape (8,), got {shape}")
-    _refuse_points(values.isnan() | (values == torch.inf), values, z, f"target {name}: log_prob")
-    if differentiable:
-        gradient = _gradient(target, z)
-        if gradient is None:
-            advice = "compute it with torch operations on z, without detach() or numpy"
-            raise ValueError(f"target {name}: log_prob has no gradient with respect to z: {advice}")
-        _refuse_points(~gradient.isfinite().all(-1), gradient.sum(-1), z, f"target {name}: the gradient of log_prob")
+def linear_alphas(n: int) -> Tensor:
+    """The exponents 0 = alpha_0 < ... < alpha_n = 1 of n transitions, equally spaced: (n + 1,)."""
+    return torch.linspace(0, 1, n + 1)
 
 
-def _refuse_points(wrong: Tensor, values: Tensor, z: Tensor, what: str) -> None:
-    if wrong.any():
-        where = ", ".join(f"{x:.2g}" for x in z[wrong][0].tolist())
-        raise ValueError(f"{what} is {float(values[wrong][0])} at z = ({where})")
-
-
-def _gradient(target: Any, z: Tensor) -> Tensor | None:
-    """The gradient of log f at z (n, dim), or None where autograd finds no way to z."""
-    z = z.requires_grad_()
-    try:
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(target.log_prob(z).sum(), z, allow_unused=True)
-    except Exception:  # without a gradient it worked: such as numpy(), which refuses a z that needs one
-        return None
-    return gradient
-
-
-def linear_alphas(n_transitions: int) -> Tensor:
-    """The path's exponents 0 = alpha_0 < ... < alpha_T = 1, equally spaced: (T + 1,)."""
-    return torch.linspace(0, 1, n_transitions + 1)
-
-
-def geometric_alphas(n_transitions: int, first: float = 0.01) -> Tensor:
-    """The path's exponents 0, then geometrically spaced from `first` to exactly 1: (T + 1,); 0 and 1 where T = 1.
+def geometric_alphas(n: int, first: float = 0.01) -> Tensor:
+    """The exponents 0, then geometrically spaced from `first` to exactly 1: (n + 1,); 0 and 1 where n = 1.
 
     The steps are short where the path leaves the base. Raises ValueError for a `first` outside (0, 1).
     """
     if not 0 < first < 1:
         raise ValueError(f"first must lie in (0, 1), got {first}")
-    return torch.cat([torch.zeros(1), first ** torch.linspace(0, 1, n_transitions).flip(0)])
+    return torch.cat([torch.zeros(1), first ** torch.linspace(0, 1, n).flip(0)])
+
+
+class LinearAlphas(Description):
+    """Exponents that are equally spaced."""
+
+    def __call__(self, n: int) -> Tensor:
+        """Of n transitions: (n + 1,)."""
+        return linear_alphas(n)
+
+
+class GeometricAlphas(Description):
+    """Exponents whose steps are short where the path leaves the base, see `geometric_alphas`."""
+
+    first: Annotated[float, Number(0, 1, open_low=True, open_high=True)] = 0.01
+
+    def __call__(self, n: int) -> Tensor:
+        """Of n transitions: (n + 1,)."""
+        return geometric_alphas(n, self.first)
+
+
+class LearnedAlphas(Description):
+    """Exponents with weights to train (Zimmermann et al. 2021, arXiv 2106.11302), which start equally spaced."""
+
+    def __call__(self, n: int) -> Tensor:
+        """Where n transitions start: (n + 1,)."""
+        return linear_alphas(n)
+
+    def build(self, n: int, batch_shape: Sequence[int] = ()) -> LearnedPath:
+        """The exponents of n transitions as a module, for each element of the batch its own."""
+        return LearnedPath(self(n), batch_shape)
+
+
+class LearnedPath(nn.Module):
+    """Exponents with weights to train, from the given ones (T + 1,); `objectives.path_fit` is what trains them."""
+
+    SMALLEST = 1e-3  # of the increments, so that they never vanish
+
+    def __init__(self, alphas: Tensor, batch_shape: Sequence[int] = ()) -> None:
+        super().__init__()
+        start = alphas.diff().log().view(-1, *[1] * len(batch_shape)).expand(-1, *batch_shape)
+        self.logits = nn.Parameter(start.clone())
+
+    def forward(self, n: int | None = None) -> Tensor:
+        """(T + 1, *batch)."""
+        shares = torch.softmax(self.logits, 0) * (1 - self.SMALLEST * len(self.logits)) + self.SMALLEST
+        ends = torch.zeros_like(shares[:1])
+        return torch.cat([ends, shares.cumsum(0)[:-1], ends + 1])
 
 
 def check_alphas(alphas: Tensor) -> None:
-    """Refuse exponents (T + 1,), or (T + 1, M) for M paths, that do not rise from 0 to 1 with ValueError."""
-    for path in alphas.detach().reshape(len(alphas), -1).T.tolist():  # plain numbers: this is called at every step
+    """Refuse exponents (T + 1,), or (T + 1, *batch) for a batch of paths, that do not rise from 0 to 1: ValueError."""
+    for path in alphas.detach().reshape(len(alphas), -1).T.tolist():
         rises = all(a < b for a, b in itertools.pairwise(path))
         if len(path) < 2 or path[0] != 0 or path[-1] != 1 or not rises:
             raise ValueError(f"alphas must rise from 0 to 1, got {path}")
+
+
+def exponents(alphas: Tensor | Sequence[float] | Callable[[int], Tensor], n: int) -> Tensor:
+    """The exponents of n transitions, from themselves or from a function of n: (n + 1, *batch).
+
+    Raises ValueError for another number of them, and where they do not rise from 0 to 1.
+    """
+    found = torch.as_tensor(alphas(n) if callable(alphas) else alphas)
+    if len(found) != n + 1:
+        raise ValueError(f"alphas must have {n + 1} values for {n} transitions, got {len(found)}")
+    if not isinstance(alphas, Description | LearnedPath):  # these rise by themselves
+        check_alphas(found)
+    return found
 
 
 class GeometricPath:
@@ -139,9 +160,9 @@ class GeometricPath:
         def log_density(z: Tensor) -> Tensor:
             return alpha * self.target.log_prob(z) + (1 - alpha) * self.base.log_prob(z)
 
-        support = getattr(self.target, "support", 12.0)
+        declared = getattr(self.target, "support", None)  # torch's own distributions have a constraint there
+        support = float(declared) if isinstance(declared, int | float) else 12.0
         if alpha < 1 and hasattr(self.base, "loc") and hasattr(self.base, "scale"):
             support = max(support, float((self.base.loc.abs() + 5 * self.base.scale).max()))
-        return Energy(
-            f"f_{step % len(self)}", log_density, dim=self.dim, box=getattr(self.target, "box", 4.0), support=support
-        )
+        box = getattr(self.target, "box", 4.0)
+        return Energy(f"f_{step % len(self)}", log_density, dim=self.dim, box=box, support=support)

@@ -4,7 +4,8 @@ For each image x the encoder gives the chain's base q_0(z | x) and a context for
 the target log p(x, z). Network of the earlier report: two hidden layers of 300 with LeakyReLU and batch
 normalisation, 40 latents.
 
-The decoder takes the pixels as independent given z, or, autoregressive, each as dependent on those before it.
+The decoder takes the pixels as independent given z, `Independent()`, or each as dependent on those before it,
+`Autoregressive()`: descriptions whose `build(latents, width)` makes it.
 """
 
 from __future__ import annotations
@@ -12,103 +13,60 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
-from typing import Any, TypeGuard
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_linear_bn_weights
+from torch.nn.functional import binary_cross_entropy_with_logits, linear, softplus
 
 from annealed_core.chain import Chain
-from annealed_core.kernels import DiagonalGaussian
-from annealed_core.layers import (
-    Normalised,
-    can_train,
-    frozen_log_likelihood,
-    log_likelihood,
-    softplus,
-    sum_softplus,
-    through,
-)
-from annealed_core.products import Linear, linear
+from annealed_core.description import Description
+from annealed_core.kernels import DiagonalGaussian, Frozen
 
 PIXELS = 784
-DECODERS = ("independent", "autoregressive")
 
 
-class GatedLinear(nn.Module):
-    """(W x + b) * sigmoid(V x + c), the layer of Tomczak & Welling 2016 (arXiv 1611.09630)."""
-
-    def __init__(self, size_in: int, size_out: int) -> None:
-        super().__init__()
-        self.value_and_gate = Linear(size_in, 2 * size_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(*batch, size_in) -> (*batch, size_out)."""
-        return nn.functional.glu(self.value_and_gate(x), -1)
-
-
-def mlp(sizes: Iterable[int], layers: str = "plain") -> nn.Sequential:
-    """For each pair of neighbouring sizes Linear, BatchNorm1d and LeakyReLU ("plain"), or a `GatedLinear` ("gated")."""
-    found: list[nn.Module] = []
-    for size_in, size_out in itertools.pairwise(sizes):
-        if layers == "gated":
-            found.append(GatedLinear(size_in, size_out))
-        else:
-            found += [Linear(size_in, size_out), nn.BatchNorm1d(size_out), nn.LeakyReLU()]
-    return nn.Sequential(*found)
-
-
-def _trained_by_hand(features: nn.Sequential) -> list[Normalised]:
-    """The layers of `mlp` as `layers.through` takes them; an empty list where it does not."""
-    found: list[Any] = list(features)
-    if not isinstance(found[0], nn.Linear):
-        return []
-    threes = zip(found[::3], found[1::3], found[2::3], strict=True)
-    layers = [(layer, norm, activation.negative_slope) for layer, norm, activation in threes]
-    return layers if can_train(layers) else []
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """For each pair of neighbouring sizes Linear, BatchNorm1d and LeakyReLU."""
+    pairs = itertools.pairwise(sizes)
+    return nn.Sequential(*(layer for a, b in pairs for layer in (nn.Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU())))
 
 
 class Encoder(nn.Module):
     """x (batch, 784) -> q_0(z | x) = N(loc, scale^2) with batch shape (batch,), and features (batch, width)."""
 
-    def __init__(self, latents: int, width: int, layers: str = "plain") -> None:
+    def __init__(self, latents: int, width: int) -> None:
         super().__init__()
-        self.features = mlp([PIXELS, width, width], layers)
-        self.outputs = Linear(width, 2 * latents)
+        self.features = mlp([PIXELS, width, width])
+        self.outputs = nn.Linear(width, 2 * latents)
 
     def forward(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
         """See the class."""
-        if layers := _trained_by_hand(self.features):
-            outputs, features = through(x, layers, self.outputs)
-        else:
-            features = self.features(x)
-            outputs = self.outputs(features)
-        loc, scale = outputs.chunk(2, -1)
-        return DiagonalGaussian(loc, softplus(scale).add_(1e-4)), features
+        features = self.features(x)
+        loc, scale = self.outputs(features).chunk(2, -1)
+        return DiagonalGaussian(loc, softplus(scale) + 1e-4), features
 
 
 class Decoder(nn.Module):
-    """z (*batch, latents) -> logits of the pixels (*batch, 784)."""
+    """z (*sample, batch, latents) -> logits of the pixels (*sample, batch, 784), independent of each other given z."""
 
-    def __init__(self, latents: int, width: int, layers: str = "plain") -> None:
+    def __init__(self, latents: int, width: int) -> None:
         super().__init__()
-        self.features = mlp([latents, width, width], layers)
-        self.outputs = Linear(width, PIXELS)
+        self.features = mlp([latents, width, width])
+        self.outputs = nn.Linear(width, PIXELS)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """See the class."""
+    def forward(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """See the class; x is not looked at."""
         return self.outputs(self.features(z.flatten(0, -2))).unflatten(0, z.shape[:-1])
 
-    def log_likelihood(self, z: Tensor, x: Tensor) -> Tensor:
-        """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents), x (batch, 784) -> (*sample, batch)."""
-        if layers := _trained_by_hand(self.features):
-            return log_likelihood(z, layers, self.outputs, x)
-        logits = self(z)
-        return (logits * x).sum(-1) - sum_softplus(logits)
+    @torch.no_grad()
+    def decode(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Pixel probabilities: (*batch, latents) -> (*batch, 784)."""
+        return torch.sigmoid(self(z))
 
 
-class MaskedLinear(Linear):
+class MaskedLinear(nn.Linear):
     """(W * mask) x + b.
 
     Args:
@@ -148,7 +106,7 @@ class AutoregressiveDecoder(nn.Module):
         super().__init__()
         self.pixels, self.degrees = pixels, [unit * pixels // width for unit in range(width)]
         order, degrees = torch.arange(pixels), torch.tensor(self.degrees)
-        self.from_latents = Linear(latents, width, bias=False)
+        self.from_latents = nn.Linear(latents, width, bias=False)
         # Of the first hidden layer and, below, of the logits: together, since both are the same for all samples of z.
         self.from_pixels = MaskedLinear(order < torch.cat([degrees, order]).unsqueeze(1))
         self.hidden = MaskedLinear(degrees <= degrees.unsqueeze(1))
@@ -163,7 +121,12 @@ class AutoregressiveDecoder(nn.Module):
         return logits.unflatten(0, hidden.shape[:-1]) + direct
 
     @torch.no_grad()
-    def sample(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """An image of 0 and 1 for each z, drawn pixel by pixel: (*batch, latents) -> (*batch, pixels)."""
+        return self.sample(z, generator)[0]
+
+    @torch.no_grad()
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Images of 0 and 1 drawn pixel by pixel, and the logits that each was drawn with.
 
         (*batch, latents) -> two of (*batch, pixels). A unit is computed once, as soon as all that it sees is drawn.
@@ -173,37 +136,49 @@ class AutoregressiveDecoder(nn.Module):
         first_bias, direct_bias = self.from_pixels.bias.split([len(self.degrees), self.pixels])
         first = linear(z.flatten(0, -2), self.from_latents.weight, first_bias)
         second, logits = torch.zeros_like(first), direct_bias.repeat(len(first), 1)
-        x = torch.zeros_like(logits)
+        x, device = torch.zeros_like(logits), z.device if generator is None else generator.device
         for pixel in range(self.pixels):
             units = slice(bisect_left(self.degrees, pixel), bisect_right(self.degrees, pixel))
             first[:, units] = self.activation(first[:, units] + x @ first_weight[units].T)
             second[:, units] = self.activation(first @ hidden_weight[units].T + self.hidden.bias[units])
             logits[:, pixel] += second @ output_weight[pixel] + x @ direct_weight[pixel]
-            x[:, pixel] = torch.bernoulli(torch.sigmoid(logits[:, pixel]))
+            x[:, pixel] = torch.bernoulli(torch.sigmoid(logits[:, pixel]).to(device), generator=generator)
         return x.unflatten(0, z.shape[:-1]), logits.unflatten(0, z.shape[:-1])
+
+
+class Independent(Description):
+    """The description of a `Decoder`."""
+
+    def build(self, latents: int, width: int) -> nn.Module:
+        """With hidden layers of that width; weights from torch's random state."""
+        return Decoder(latents, width)
+
+
+class Autoregressive(Description):
+    """The description of an `AutoregressiveDecoder`."""
+
+    def build(self, latents: int, width: int) -> nn.Module:
+        """As for `Independent`."""
+        return AutoregressiveDecoder(latents, width)
 
 
 class Joint:
     """The target log p(x, z) = log p(x | z) + log N(z; 0, I) for a batch of binary images.
 
     Args:
-        decoder: z -> logits.
+        decoder: called with z (*sample, batch, latents) and x -> logits of the pixels (*sample, batch, 784).
         x: (batch, 784), values in {0, 1}.
+        latents: dimensions of z.
+        freeze: what makes the decoder one that neither learns nor updates its batch statistics.
     """
 
-    def __init__(self, decoder: nn.Module, x: Tensor, latents: int) -> None:
-        self.decoder, self.x, self.dim = decoder, x, latents
-
-    def logits(self, z: Tensor) -> Tensor:
-        """Of the pixels: (*sample, batch, latents) -> (*sample, batch, 784)."""
-        return self.decoder(z)
+    def __init__(self, decoder: Any, x: Tensor, latents: int, freeze: Callable[[nn.Module], Any] = Frozen) -> None:
+        self.decoder, self.x, self.dim, self.freeze = decoder, x, latents, freeze
 
     def log_likelihood(self, z: Tensor) -> Tensor:
         """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
-        if isinstance(self.decoder, Decoder | _Folded):
-            return self.decoder.log_likelihood(z, self.x)
-        logits = self.logits(z)
-        return (logits * self.x).sum(-1) - sum_softplus(logits)
+        logits = self.decoder(z, self.x)
+        return -binary_cross_entropy_with_logits(logits, self.x.expand_as(logits), reduction="none").sum(-1)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Log N(z; 0, I) in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
@@ -215,83 +190,14 @@ class Joint:
 
     def frozen(self) -> Joint:
         """The same target whose decoder neither learns nor updates its batch statistics: gradients still reach z."""
-        return type(self)(_frozen(self.decoder), self.x, self.dim)
+        return type(self)(self.freeze(self.decoder), self.x, self.dim, _as_it_is)
+
+    def __getitem__(self, images: slice) -> Joint:
+        return type(self)(self.decoder, self.x[images], self.dim, self.freeze)
 
 
-class AutoregressiveJoint(Joint):
-    """The same with a decoder that sees z and x, such as `AutoregressiveDecoder`."""
-
-    def logits(self, z: Tensor) -> Tensor:
-        """Of each pixel given those before it: (*sample, batch, latents) -> (*sample, batch, 784)."""
-        return self.decoder(z, self.x)
-
-
-class _Frozen(nn.Module):
-    """A network as it stands: detached parameters, evaluation mode."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = [network]  # in a list, so that it isn't registered and doesn't change mode with this module
-        self.state = {name: value.detach() for name, value in [*network.named_parameters(), *network.named_buffers()]}
-
-    def forward(self, *inputs: Tensor | None) -> Any:
-        network = self.network[0]
-        was_training = network.training
-        network.eval()
-        try:
-            return torch.func.functional_call(network, self.state, inputs)
-        finally:
-            network.train(was_training)
-
-
-class _Folded(nn.Module):
-    """A plain decoder as it stands, with its batch normalisation folded into its layers: fewer passes over its rows."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__()
-        layers: list[Any] = list(decoder.features)
-        self.hidden = [
-            (*without_norm(layer, norm), activation.negative_slope)
-            for layer, norm, activation in zip(layers[::3], layers[1::3], layers[2::3], strict=True)
-        ]
-        self.last = decoder.outputs.weight.detach(), decoder.outputs.bias.detach()
-
-    def forward(self, z: Tensor) -> Tensor:
-        """See `Decoder`."""
-        hidden = z.flatten(0, -2)
-        for weight, bias, slope in self.hidden:
-            hidden = nn.functional.leaky_relu_(linear(hidden, weight, bias), slope)
-        return linear(hidden, *self.last).unflatten(0, z.shape[:-1])
-
-    def log_likelihood(self, z: Tensor, x: Tensor) -> Tensor:
-        """See `Decoder`."""
-        return frozen_log_likelihood(z, self.hidden, self.last, x)
-
-
-def without_norm(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer that has the normalisation after it in them."""
-    of_norm = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    weight, bias = fuse_linear_bn_weights(layer.weight, layer.bias, *of_norm)
-    return weight.detach(), bias.detach()
-
-
-def has_plain_layers(network: nn.Module) -> TypeGuard[Decoder]:
-    """Whether it is a `Decoder` with batch normalisation, which can be folded into its linear layers."""
-    return isinstance(network, Decoder) and isinstance(network.features[0], nn.Linear)
-
-
-def _frozen(network: nn.Module) -> nn.Module:
-    """The network as it stands, in its fastest form."""
-    if isinstance(network, _Folded):
-        return network
-    if has_plain_layers(network):
-        return _Folded(network)
-    return _Frozen(network)
-
-
-def with_frozen_kernels(chain: Chain) -> Chain:
-    """The same chain, where gradients pass through the kernels and don't reach their weights."""
-    return Chain(chain.base, [_Frozen(kernel) for kernel in chain.kernels], chain.context)  # type: ignore
+def _as_it_is(decoder: Any) -> Any:
+    return decoder
 
 
 class VAE(nn.Module):
@@ -301,56 +207,53 @@ class VAE(nn.Module):
         latents: dimensions of z.
         width: units of each hidden layer of encoder and decoder.
         kernels: transitions conditioned on the encoder's features (width,); none gives the plain VAE.
-        layers: of the encoder and of an independent decoder, see `mlp`.
-        from_prior: the chain starts from N(0, I) instead of the encoder's q_0(z | x), and its kernels alone see x.
-        decoder: "independent", with pixels that are so given z, or "autoregressive".
+        decoder: the description of the decoder.
+        base: where the chain starts: the "encoder"'s q_0(z | x), or the "prior" N(0, I), and its kernels alone see x.
+        chain, freeze: the class of the posterior, and what freezes a decoder: `speed` has faster ones.
 
-    Raises ValueError for another decoder.
+    Raises ValueError for another base.
     """
 
     def __init__(
         self,
         latents: int,
         width: int,
-        kernels: Iterable[nn.Module] = (),
-        layers: str = "plain",
-        from_prior: bool = False,
-        decoder: str = "independent",
+        kernels: Iterable[Any] = (),
+        decoder: Any = Independent(),  # noqa: B008 -- a frozen description
+        base: str = "encoder",
+        chain: type[Chain] = Chain,
+        freeze: Callable[[nn.Module], Any] = Frozen,
     ) -> None:
         super().__init__()
-        if decoder not in DECODERS:
-            raise ValueError(f"unknown decoder {decoder!r}: choose one of {', '.join(DECODERS)}")
-        self.latents, self.from_prior = latents, from_prior
-        self.encoder = Encoder(latents, width, layers)
-        self.decoder: Decoder | AutoregressiveDecoder = (
-            Decoder(latents, width, layers) if decoder == "independent" else AutoregressiveDecoder(latents, width)
-        )
+        if base not in ("encoder", "prior"):
+            raise ValueError(f"unknown base {base!r}: choose one of encoder, prior")
+        self.latents, self.base, self.chain, self.freeze = latents, base, chain, freeze
+        self.encoder = Encoder(latents, width)
+        self.decoder = decoder.build(latents, width)
         self.kernels = nn.ModuleList(kernels)
 
-    def posterior(self, x: Tensor) -> Chain:
-        """The chain that approximates p(z | x); x: (batch, 784) in {0, 1}."""
+    def posterior(self, x: Tensor, generator: torch.Generator | None = None) -> Chain:
+        """The chain that approximates p(z | x); x: (batch, 784) in {0, 1}. It draws from the generator."""
         base, features = self.encoder(x)
-        if self.from_prior:
+        if self.base == "prior":
             base = DiagonalGaussian(torch.zeros_like(base.loc), torch.ones_like(base.scale))
-        return Chain(base, self.kernels, features)
+        return self.chain(base, self.kernels, features, generator)
 
     def joint(self, x: Tensor) -> Joint:
         """The target log p(x, z); x: (batch, 784) in {0, 1}."""
-        joint = AutoregressiveJoint if isinstance(self.decoder, AutoregressiveDecoder) else Joint
-        return joint(self.decoder, x, self.latents)
+        return Joint(self.decoder, x, self.latents, self.freeze)
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Pixel probabilities: (*batch, latents) -> (*batch, 784).
 
         From an autoregressive decoder an image of 0 and 1, drawn pixel by pixel: the probabilities are those of that
         image alone. With either decoder `torch.bernoulli` of what is returned is a draw from p(x | z).
         """
-        if isinstance(self.decoder, AutoregressiveDecoder):
-            return self.decoder.sample(z)[0]
-        return torch.sigmoid(self.decoder(z))
+        decoded: Tensor = self.decoder.decode(z, generator)
+        return decoded
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """What `decode` makes of one draw of z_T for each image, in evaluation mode: (batch, 784)."""
-        return self.decode(self.posterior(x).rsample().z[-1])
+        return self.decode(self.posterior(x, generator).rsample().z[-1], generator)

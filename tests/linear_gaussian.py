@@ -6,7 +6,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from annealed_core.chain import Chain
-from annealed_core.flows import Householder, HouseholderSequence, InverseAutoregressive, Planar, Spline
+from annealed_core.flows import AutoregressiveFlow, HouseholderFlow, HouseholderSequence, PlanarFlow, SplineFlow
 from annealed_core.kernels import DiagonalGaussian, normal_log_prob
 
 FLOAT = torch.float64
@@ -14,7 +14,10 @@ FLOAT = torch.float64
 
 class LinearTarget:
     def __init__(self, model, x):
-        self.model, self.x, self.dim, self.rows = model, x, model.weight.shape[1], []
+        self.model, self.x, self.dim = model, x, model.weight.shape[1]
+
+    def __getitem__(self, images):
+        return type(self)(self.model, self.x[images])
 
     def log_likelihood(self, z):
         self.model.rows.append(z[..., 0].numel())
@@ -92,11 +95,11 @@ class Blur(torch.nn.Module):
 
 
 FLOWS = {
-    "planar": Planar,
-    "householder": Householder,
+    "planar": PlanarFlow,
+    "householder": HouseholderFlow,
     "householder sequence": lambda dim, context_dim: HouseholderSequence(dim, 3, context_dim),
-    "iaf": partial(InverseAutoregressive, hidden=(8, 8)),
-    "spline": partial(Spline, hidden=(8, 8)),
+    "iaf": partial(AutoregressiveFlow, hidden=(8, 8)),
+    "spline": partial(SplineFlow, hidden=(8, 8)),
 }
 
 

@@ -3,13 +3,14 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from annealed_core import evidence
 from annealed_core.ais import ais, conditional_effective_sample_size, reverse_ais
 from annealed_core.kernels import DiagonalGaussian
-from annealed_core.targets import ENERGIES, Energy, linear_alphas
+from annealed_core.targets import ENERGIES, Energy, GeometricAlphas, geometric_alphas, linear_alphas
 
 MOVES = ("hamiltonian", "langevin", "metropolis")
 every_move = pytest.mark.parametrize("move", MOVES)
@@ -31,9 +32,9 @@ def narrow(log_z=0.7):
 
 @pytest.mark.parametrize("name", list("ABCDEF"))
 def test_a_thousand_particles_and_two_hundred_temperatures_find_log_z_within_a_twentieth(name):
-    torch.manual_seed(0)
-    target = ENERGIES[name]
-    particles = ais(target, DiagonalGaussian.isotropic(2, target.base_scale), n_particles=1000, n_temperatures=200)
+    target, generator = ENERGIES[name], torch.Generator().manual_seed(1)
+    start = DiagonalGaussian.isotropic(2, target.base_scale)
+    particles = ais(target, start, n_particles=1000, n_temperatures=200, generator=generator)
     assert abs(float(particles.log_z) - evidence.log_normalizer_quadrature(target)) < 0.05
     assert particles.log_z_se < 0.03 and particles.ess > 0.5
     assert len(particles.alphas) == 201 and particles.acceptance.shape == (200,)
@@ -175,6 +176,68 @@ def test_a_target_that_is_zero_somewhere_loses_the_particles_there(move, given):
     alive = particles.log_weights > -math.inf
     assert 400 < alive.sum() < 600 and not particles.log_weights[alive].any()
     assert float(particles.log_z) == pytest.approx(math.log(0.5), abs=0.2)
+
+
+@pytest.mark.parametrize("constant", [-1e6, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_large_constant_in_the_log_density_leaves_log_z_right(constant, dtype):
+    target = Energy("steep", lambda z: -0.5 * ((z - 1) / 0.5).square().sum(-1) + constant)
+    start = DiagonalGaussian(torch.zeros(2, dtype=dtype), torch.ones(2, dtype=dtype))
+    generator = torch.Generator().manual_seed(0)
+    found = ais(target, start, 500, n_temperatures=1000, n_moves=1, n_leapfrog=3, generator=generator)
+    assert found.z.dtype == dtype and found.log_weights.dtype == torch.float64
+    assert found.log_z_se < 0.03
+    assert abs(float(found.log_z) - constant - math.log(math.pi / 2)) < 4 * found.log_z_se
+    exact = (1 + 0.5 * torch.randn(500, 2, generator=generator)).to(dtype)
+    given = {"n_temperatures": 1000, "n_moves": 1, "n_leapfrog": 3, "generator": generator}
+    back = reverse_ais(target, start, exact, found.step_sizes, **given)
+    assert abs(float(back.log_z) - constant - math.log(math.pi / 2)) < 4 * back.log_z_se + 1e-3
+
+
+@every_move
+def test_all_randomness_comes_from_the_generator(move):
+    before, found = torch.get_rng_state(), []
+    for seed in (5, 5, 6):
+        generator = torch.Generator().manual_seed(seed)
+        forwards = ais(narrow(), base(), 20, n_temperatures=3, move=move, generator=generator)
+        exact = torch.tensor([1.0, -1.0]).expand(5, 2)
+        back = reverse_ais(narrow(), base(), exact, 0.3, n_temperatures=3, move=move, generator=generator)
+        found.append(torch.cat([forwards.log_weights, back.log_weights]))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "alphas",
+    [
+        [0, 0.25, 1],
+        (0.0, 0.25, 1.0),
+        np.array([0, 0.25, 1], np.float32),
+        torch.tensor([0, 0.25, 1], dtype=torch.float16),
+        torch.tensor([0, 0.25, 1], dtype=torch.float64),
+        lambda n: torch.tensor([0, 0.25, 1], requires_grad=True),
+    ],
+)
+def test_exponents_are_taken_in_any_real_type(alphas):
+    found = ais(narrow(), base(), 10, alphas=alphas, generator=torch.Generator().manual_seed(0))
+    assert found.alphas.tolist() == [0, 0.25, 1] and found.alphas.dtype == torch.float64
+
+
+def test_exponents_may_be_described():
+    found = ais(narrow(), base(), 10, alphas=GeometricAlphas(0.1), n_temperatures=4)
+    torch.testing.assert_close(found.alphas, geometric_alphas(4, 0.1).double())
+
+
+def test_no_particle_where_the_target_is_above_zero_is_an_error_that_names_the_base():
+    far = Energy("far", lambda z: torch.where(z[..., 0] > 1e3, base().log_prob(z), -torch.inf))
+    one_of_two = DiagonalGaussian(torch.tensor([[0.0, 0.0], [2e3, 0.0]]), torch.ones(2, 2))
+    for start in (base(), one_of_two):
+        with pytest.raises(
+            ValueError, match="^base must reach where target far is above 0, got log_prob = -inf at all 10 part"
+        ):
+            ais(far, start, 10, n_temperatures=3)
+    with pytest.raises(ValueError, match="^z must be samples of target far, got log_prob = -inf from one of them$"):
+        reverse_ais(far, base(), torch.zeros(5, 2), 0.1, n_temperatures=3)
 
 
 def test_no_gradient_reaches_the_particles_and_the_seed_decides_them():

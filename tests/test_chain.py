@@ -4,13 +4,19 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from annealed_core import evidence
 from annealed_core.chain import Chain
-from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair, Metropolis, ResidualGaussianPair, normal_log_prob
+from annealed_core.kernels import DiagonalGaussian, Gated, GatedGaussianPair, Residual, normal_log_prob
+from annealed_core.moves import Metropolis
 from annealed_core.targets import ENERGIES, Energy, GeometricPath, linear_alphas
 
 LOG_Z = {"A": 1.8775, "B": 3.8146, "C": 3.4502, "D": 0.0, "E": 1.7263, "F": 2.6324}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def draw(*shape):
@@ -31,8 +37,7 @@ class LinearGaussian:
     def __init__(self, slope, variance, before, wrong=1.0):
         self.slope, self.variance, self.after = slope, variance, slope**2 * before + variance
         self.gain = slope * before / self.after
-        self.exact_reverse_variance = before * variance / self.after
-        self.reverse_variance = wrong * self.exact_reverse_variance
+        self.reverse_variance = wrong * before * variance / self.after
 
     def __call__(self, z, context=None, noise=None):
         z_next = self.slope * z + self.variance**0.5 * noise
@@ -48,13 +53,13 @@ def linear_chain(n_transitions, wrong=1.0):
         kernels.append(LinearGaussian(0.8 - 0.3 * step, 0.5 + 0.2 * step, variance, wrong))
         variance = kernels[-1].after
     end = gaussian(variance)
-    return Chain(gaussian(1.7), kernels), Energy("end", lambda z: end.log_prob(z) + math.log(3))
+    return Chain(gaussian(1.7), kernels, generator=generator()), Energy("end", lambda z: end.log_prob(z) + math.log(3))
 
 
-def random_chain(n_transitions=3, scale=3.0, seed=0):
+def random_chain(n_transitions=3, scale=3.0, seed=0, **given):
     torch.manual_seed(seed)
-    kernels = torch.nn.ModuleList(GatedGaussianPair(2, 8) for _ in range(n_transitions)).double()
-    return Chain(gaussian(scale**2), kernels)
+    kernels = nn.ModuleList(GatedGaussianPair(2, 8) for _ in range(n_transitions)).double()
+    return Chain(gaussian(scale**2), kernels, generator=generator(seed), **given)
 
 
 @pytest.mark.parametrize("n_transitions", [0, 1, 3])
@@ -73,7 +78,6 @@ def test_an_inexact_reverse_gives_unequal_weights():
 @pytest.mark.parametrize("wrong", [0.6, 1.5])
 @pytest.mark.parametrize("n_transitions", [1, 3])
 def test_the_gap_of_the_hierarchical_bound_is_the_kl_of_the_reverse_kernels(n_transitions, wrong):
-    torch.manual_seed(0)
     chain, target = linear_chain(n_transitions, wrong)
     log_weight = chain.log_weight(target, chain.rsample(20_000))
     gap = n_transitions * 2 * 0.5 * (math.log(wrong) + 1 / wrong - 1)  # both dimensions of every transition
@@ -90,13 +94,6 @@ def test_the_hierarchical_bound_is_no_greater_than_log_z(name, seed):
     assert log_weight.mean() - 5 * log_weight.std() / 4000**0.5 <= LOG_Z[name]
 
 
-CHAINS = {
-    "base alone": lambda: Chain(gaussian(9)),
-    "inexact reverse": lambda: Chain(gaussian(9), [LinearGaussian(0.9, 2, 9, 0.7), LinearGaussian(-0.8, 3, 9.29, 0.7)]),
-    "gated": lambda: wandering_chain(),
-}
-
-
 def wandering_chain():
     """Gated kernels that stay near z with a standard deviation of 0.7, and a reverse that is a little too sure."""
     chain = random_chain(2)
@@ -109,12 +106,18 @@ def wandering_chain():
     return chain
 
 
+CHAINS = {
+    "base alone": lambda: Chain(gaussian(9)),
+    "inexact reverse": lambda: Chain(gaussian(9), [LinearGaussian(0.9, 2, 9, 0.7), LinearGaussian(-0.8, 3, 9.29, 0.7)]),
+    "gated": wandering_chain,
+}
+
+
 @pytest.mark.parametrize("name", LOG_Z)
 @pytest.mark.parametrize("kind", CHAINS)
 def test_the_mean_weight_of_a_wide_chain_is_the_normalizer(name, kind):
-    torch.manual_seed(0)
     chain = CHAINS[kind]()
-    torch.manual_seed(1)
+    chain.generator = generator(1)
     with torch.no_grad():
         log_weight = chain.log_weight(ENERGIES[name], chain.rsample(100_000))
     estimate, error = evidence.log_mean_weight(log_weight)
@@ -127,109 +130,143 @@ def test_the_mean_weight_of_a_wide_chain_is_the_normalizer(name, kind):
 @pytest.mark.parametrize("batch", [(), (6,)])
 def test_shapes_of_a_trajectory(n_transitions, sample_shape, batch):
     base = DiagonalGaussian(draw(*batch, 2), draw(*batch, 2).exp())
-    chain = Chain(
-        base, torch.nn.ModuleList(GatedGaussianPair(2, 8, 3) for _ in range(n_transitions)).double(), draw(*batch, 3)
-    )
+    kernels = nn.ModuleList(GatedGaussianPair(2, 8, 3) for _ in range(n_transitions)).double()
+    chain = Chain(base, kernels, draw(*batch, 3))
     trajectory = chain.rsample(sample_shape)
     shape = ((sample_shape,) if isinstance(sample_shape, int) else sample_shape) + batch
-    assert len(chain) == n_transitions and len(trajectory.z) == n_transitions + 1
-    assert all(z.shape == (*shape, 2) for z in trajectory.z)
+    assert len(chain) == n_transitions and trajectory.z.shape == (n_transitions + 1, *shape, 2)
     assert trajectory.log_q0.shape == shape and trajectory.log_ratios.shape == (n_transitions, *shape)
     assert chain.log_weight(ENERGIES["A"], trajectory).shape == shape
     assert chain.noise(sample_shape).shape == (n_transitions + 1, *shape, 2)
     assert chain.noise(sample_shape).dtype == torch.float64
 
 
+def assert_same(first, second):
+    for name in ("z", "log_ratios", "log_q0"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
 def test_the_same_noise_gives_the_same_trajectory():
     chain = random_chain()
     noise = chain.noise(20)
-    first, second = chain.rsample(20, noise), chain.rsample(20, noise)
-    assert all(torch.equal(a, b) for a, b in zip(first.z, second.z, strict=True))
-    assert torch.equal(first.log_ratios, second.log_ratios) and torch.equal(first.log_q0, second.log_q0)
-    assert not torch.equal(first.z[0], chain.rsample(20).z[0])
+    assert_same(chain.rsample(20, noise), chain.rsample(noise=noise))
+    assert not torch.equal(chain.rsample(20, noise).z[0], chain.rsample(20).z[0])
+
+
+def test_a_chain_draws_from_its_own_generator_and_from_nothing_else():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = random_chain().rsample(20)
+    torch.manual_seed(99)
+    chain = Chain(gaussian(9), random_chain().kernels, generator=generator())
+    assert_same(first, chain.rsample(20))
+    assert not torch.equal(first.z, chain.rsample(20).z)  # the next draw is another one
+    for other in (chain.detach(), chain.freeze(), Chain(gaussian(9), (), None, chain.generator)):
+        assert other.generator is chain.generator
+    torch.manual_seed(0)
+    for each in (Chain(gaussian(9), chain.kernels, generator=generator()), chain.detach(), chain.freeze()):
+        each.rsample(3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_a_generator_a_chain_draws_from_torchs_own():
+    chain = Chain(gaussian(9), random_chain().kernels)
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(chain.rsample(5).z)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
 def test_gradients_flow_through_the_whole_trajectory():
-    chain = random_chain()
     loc = full(0).requires_grad_()
-    chain = Chain(DiagonalGaussian(loc, full(1)), chain.kernels)
+    chain = Chain(DiagonalGaussian(loc, full(1)), random_chain().kernels)
     chain.rsample(10).z[-1].sum().backward()
     assert loc.grad.all()
     assert all(p.grad.any() for kernel in chain.kernels for p in kernel.forwards.outputs.parameters())
 
 
-def test_a_detached_chain_keeps_values_and_kernels_but_not_what_made_its_base_and_context():
-    loc, context = draw(6, 2).requires_grad_(), draw(6, 3).requires_grad_()
-    kernels = torch.nn.ModuleList([GatedGaussianPair(2, 8, 3)]).double()
-    chain = Chain(DiagonalGaussian(loc, torch.ones(6, 2, dtype=torch.float64)), kernels, context)
-    noise = chain.noise()
-    assert torch.equal(chain.detach().rsample(noise=noise).z[-1], chain.rsample(noise=noise).z[-1])
-    wanted = [loc, context, *kernels.parameters()]
-    gradients = torch.autograd.grad(chain.detach().rsample(noise=noise).log_ratios.sum(), wanted, allow_unused=True)
-    assert gradients[0] is None and gradients[1] is None and all(g is not None and g.any() for g in gradients[2:])
-
-
-def conditional_chain(kind, requires_grad=True):
+def conditional_chain(recipe=Gated, n=3, kind=Chain):
+    """Of six images, with a base and a context that learn."""
     torch.manual_seed(0)
-    kernels = torch.nn.ModuleList(kind(3, 8, 5, True) for _ in range(4)).double()
-    for parameter in kernels.parameters():
-        parameter.data.add_(0.3 * torch.randn_like(parameter))
-    loc, context = draw(6, 3).requires_grad_(requires_grad), draw(6, 5).requires_grad_(requires_grad)
-    return Chain(DiagonalGaussian(loc, torch.ones_like(loc)), kernels, context)
+    kernels = nn.ModuleList(recipe(8, "identity").build(3, n, 5)).double()
+    with torch.no_grad():
+        for parameter in kernels.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    loc, scale, context = draw(6, 3).requires_grad_(), draw(6, 3).exp().requires_grad_(), draw(6, 5).requires_grad_()
+    return kind(DiagonalGaussian(loc, scale), kernels, context, generator())
 
 
-@pytest.mark.parametrize("kind", [GatedGaussianPair, ResidualGaussianPair])
-@pytest.mark.parametrize("sample_shape", [(), (7,), (2, 7)])
-@pytest.mark.parametrize("used", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.8, 0.2)])
-def test_two_trajectories_of_one_noise_are_the_whole_and_the_local_one(kind, sample_shape, used):
-    chain = conditional_chain(kind)
-    noise, found = chain.noise(sample_shape), []
-    inputs = [chain.base.loc, chain.context, *chain.kernels.parameters()]
-    apart = chain.rsample(noise=noise), chain.detach().rsample(noise=noise, local=True)
-    for both in (chain.rsample_twice(noise), apart):
-        parts = [(each.z.square().sum(-1)[1:] + each.log_ratios).cos().sum() + each.log_q0.sum() for each in both]
-        value = sum(weight * part for weight, part in zip(used, parts, strict=True))
-        states = [(each.z, each.log_ratios, each.log_q0) for each in both]
-        found.append((states, torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)))
-    torch.testing.assert_close(found[0], found[1])
+def gradients(value, inputs):
+    return torch.autograd.grad(value.sum(), inputs, allow_unused=True, retain_graph=True)
 
 
-def test_two_trajectories_under_a_transform_of_torch_func():
-    chain = conditional_chain(GatedGaussianPair, requires_grad=False)
-    noise = chain.noise()
-
-    def value(context):
-        whole, local = Chain(chain.base, chain.kernels, context).rsample_twice(noise)
-        return whole.log_ratios.square().sum() + local.log_ratios.sum()
-
-    context = chain.context.clone().requires_grad_()
-    expected = torch.autograd.grad(value(context), context)[0]
-    torch.testing.assert_close(torch.func.grad(value)(chain.context), expected)
+def total(trajectory):
+    return (trajectory.z.square().sum(-1)[1:] + trajectory.log_ratios).cos().sum() + trajectory.log_q0.sum()
 
 
-def test_two_trajectories_without_a_context_or_a_gradient():
-    for chain in (random_chain(), conditional_chain(GatedGaussianPair)):
-        noise = chain.noise(4)
-        with torch.no_grad():
-            whole, local = chain.rsample_twice(noise)
-        torch.testing.assert_close(local.log_ratios, whole.log_ratios)
-        torch.testing.assert_close(whole.z, chain.rsample(noise=noise).z.detach())
+@pytest.mark.parametrize("recipe", [Gated, Residual])
+def test_a_detached_chain_has_the_same_draws_and_gradients_for_its_kernels_alone(recipe):
+    chain = conditional_chain(recipe)
+    noise, kernels = chain.noise(4), list(chain.kernels.parameters())
+    inputs = [chain.base.loc, chain.base.scale, chain.context]
+    assert_same(chain.detach().rsample(noise=noise), chain.rsample(noise=noise))
+    found = gradients(total(chain.detach().rsample(noise=noise)), inputs + kernels)
+    assert all(each is None for each in found[:3])
+    torch.testing.assert_close(found[3:], gradients(total(chain.rsample(noise=noise)), kernels))
 
 
-def test_two_trajectories_without_a_context_have_the_gradients_of_two_draws():
-    chain = random_chain()
-    noise, parameters = chain.noise(4), [p for kernel in chain.kernels for p in kernel.parameters()]
-    apart = chain.rsample(noise=noise), chain.detach().rsample(noise=noise, local=True)
-    for found, expected in zip(chain.rsample_twice(noise), apart, strict=True):
-        gradients = [
-            torch.autograd.grad(each.log_ratios.sum() + each.z.square().sum(), parameters, retain_graph=True)
-            for each in (found, expected)
-        ]
-        torch.testing.assert_close(*gradients)
-        assert any(gradient.any() for gradient in gradients[0])
+@pytest.mark.parametrize("recipe", [Gated, Residual])
+def test_a_frozen_chain_has_the_same_draws_and_gradients_for_all_but_its_kernels(recipe):
+    chain = conditional_chain(recipe)
+    noise, kernels = chain.noise(4), list(chain.kernels.parameters())
+    inputs = [chain.base.loc, chain.base.scale, chain.context]
+    assert_same(chain.freeze().rsample(noise=noise), chain.rsample(noise=noise))
+    found = gradients(total(chain.freeze().rsample(noise=noise)), inputs + kernels)
+    assert all(each is None for each in found[3:])
+    torch.testing.assert_close(found[:3], gradients(total(chain.rsample(noise=noise)), inputs))
+
+
+@pytest.mark.parametrize("recipe", [Gated, Residual])
+def test_what_a_transition_draws_locally_has_a_gradient_to_its_kernel_alone(recipe):
+    chain = conditional_chain(recipe)
+    noise = chain.noise(4)
+    trajectory = chain.rsample(noise=noise, local=True)
+    assert_same(trajectory, chain.rsample(noise=noise))
+    for step, kernel in enumerate(chain.kernels):
+        others = [chain.base.loc, *(p for k in chain.kernels if k is not kernel for p in k.parameters())]
+        value = trajectory.log_ratios[step] + trajectory.z[step + 1].square().sum(-1)
+        assert all(each is None or not each.any() for each in gradients(value, others))
+        assert all(each.any() for each in gradients(value, list(kernel.parameters())))
+
+
+def test_a_slice_of_a_chain_draws_what_the_whole_does_there():
+    chain = conditional_chain()
+    noise = chain.noise(4)
+    part, whole = chain[2:5].rsample(noise=noise[:, :, 2:5]), chain.rsample(noise=noise)
+    torch.testing.assert_close(part.z, whole.z[:, :, 2:5])
+    torch.testing.assert_close(part.log_ratios, whole.log_ratios[:, :, 2:5])
+    assert conditional_chain()[2:5].base.batch_shape == (3,) and chain[1:].generator is chain.generator
+
+
+def test_a_subclass_stays_what_it_is():
+    class Own(Chain):
+        """A chain of the user's own."""
+
+    chain = conditional_chain(kind=Own)
+    assert {type(each) for each in (chain.detach(), chain.freeze(), chain[:2], chain[:2].detach().freeze())} == {Own}
+
+
+def test_the_weights_of_a_chain_are_those_of_its_kernels_each_once():
+    pair = GatedGaussianPair(2, 4)
+    chain = Chain(gaussian(1), [pair, LinearGaussian(0.9, 2, 9), pair, GatedGaussianPair(2, 4)])
+    expected = [*pair.parameters(), *chain.kernels[3].parameters()]
+    assert [id(each) for each in chain.parameters()] == [id(each) for each in expected]
+    assert list(Chain(gaussian(1)).parameters()) == []
 
 
 def metropolis_chain(name, n_transitions=24, n_moves=2):
+    torch.manual_seed(0)
     base = gaussian(9.0)
     path = GeometricPath(base, ENERGIES[name], linear_alphas(n_transitions))
     return path, Chain(base, [Metropolis(path[t], 0.7, n_moves) for t in range(1, n_transitions + 1)])
@@ -237,7 +274,6 @@ def metropolis_chain(name, n_transitions=24, n_moves=2):
 
 @pytest.mark.parametrize("name", ["A", "D"])
 def test_a_metropolis_chain_has_the_weight_of_annealed_importance_sampling(name):
-    torch.manual_seed(0)
     path, chain = metropolis_chain(name)
     trajectory = chain.rsample(200)
     z = trajectory.z
@@ -247,7 +283,6 @@ def test_a_metropolis_chain_has_the_weight_of_annealed_importance_sampling(name)
 
 @pytest.mark.parametrize("name", ["A", "D"])
 def test_annealed_importance_sampling_estimates_log_z(name):
-    torch.manual_seed(0)
     _, chain = metropolis_chain(name)
     log_weight = chain.log_weight(ENERGIES[name], chain.rsample(4000))
     estimate, error = evidence.log_mean_weight(log_weight)
@@ -258,7 +293,6 @@ def test_annealed_importance_sampling_estimates_log_z(name):
 
 
 def test_annealing_with_one_temperature_is_importance_sampling():
-    torch.manual_seed(0)
     _, chain = metropolis_chain("D", n_transitions=1)
     trajectory = chain.rsample(100)
     plain = ENERGIES["D"].log_prob(trajectory.z[0]) - trajectory.log_q0

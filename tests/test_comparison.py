@@ -3,12 +3,14 @@
 import math
 import random
 import statistics
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from annealed_core import Spec
-from annealed_core.comparison import (
+from annealed_core.objectives import AVO, ELBO
+from annealed_report.comparison import (
     VERDICTS,
     Interval,
     difference,
@@ -138,49 +140,56 @@ def test_a_claim_needs_a_sign(sign):
 # ---- over runs
 
 
-def runs_of(method, values, **fields):
-    return [
-        SimpleNamespace(spec=Spec(experiment="toy", method=method, seed=seed, **fields), metrics={"ess": value})
-        for seed, value in values.items()
-    ]
+def runs_of(values, **fields):
+    """Runs, or records, of a spec with these fields; values of the metric `ess` by seed."""
+    specs = {seed: SimpleNamespace(seed=seed, **fields) for seed in values}
+    return [SimpleNamespace(spec=specs[seed], metrics={"ess": value}) for seed, value in values.items()]
 
 
 def test_a_difference_pairs_the_seeds_that_both_methods_have():
-    runs = runs_of("avo", {2: 0.5, 0: 0.3, 1: 0.4}) + runs_of("elbo", {0: 0.1, 2: 0.2, 7: 0.9})
-    found = difference(runs, "ess", "avo", "elbo")
+    runs = runs_of({2: 0.5, 0: 0.3, 1: 0.4}, objective=AVO()) + runs_of({0: 0.1, 2: 0.2, 7: 0.9}, objective=ELBO())
+    found = difference(runs, "ess", AVO(), ELBO())
     assert found == paired_difference([0.3, 0.5], [0.1, 0.2])
-    assert difference(runs, "ess", "avo", "elbo", target="A") is None
+    assert difference(runs, "ess", {"objective": AVO()}, {"objective": ELBO()}) == found
+    assert difference(runs, "ess", AVO(), ELBO(), target="A") is None
 
 
 def test_a_difference_over_runs_that_differ_in_more_than_their_seed_is_refused():
-    runs = runs_of("avo", {0: 0.3}) + runs_of("avo", {0: 0.4}, steps=7) + runs_of("elbo", {0: 0.1})
+    runs = runs_of({0: 0.3}, objective=AVO(), steps=3000) + runs_of({0: 0.4}, objective=AVO(), steps=7)
+    runs += runs_of({0: 0.1}, objective=ELBO(), steps=3000)
     with pytest.raises(ValueError, match="name more fields"):
-        difference(runs, "ess", "avo", "elbo")
-    assert difference(runs, "ess", "avo", "elbo", steps=3000).mean == pytest.approx(0.2)
+        difference(runs, "ess", AVO(), ELBO())
+    assert difference(runs, "ess", AVO(), ELBO(), steps=3000).mean == pytest.approx(0.2)
 
 
 def test_runs_are_selected_by_their_fields_in_the_order_of_seeds():
-    runs = runs_of("avo", {2: 0.5, 0: 0.3}) + runs_of("elbo", {0: 0.1})
-    assert [run.spec.seed for run in select(runs, method="avo")] == [0, 2]
-    assert mean_metric(runs, "ess", method="avo").mean == pytest.approx(0.4)
-    assert mean_metric(runs, "ess", method="avo", target="E") is None
+    runs = runs_of({2: 0.5, 0: 0.3}, objective=AVO()) + runs_of({0: 0.1}, objective=ELBO(beta=0.5))
+    assert [run.spec.seed for run in select(runs, objective=AVO())] == [0, 2]
+    assert mean_metric(runs, "ess", objective=AVO()).mean == pytest.approx(0.4)
+    assert mean_metric(runs, "ess", objective=AVO(weight=0.2)) is None
+    assert select(runs, objective=ELBO()) == [] and select(runs, objective=ELBO) == runs[2:]
+
+
+def test_a_run_whose_spec_lacks_a_field_is_not_selected():
+    (mnist,) = runs_of({0: 0.3}, kernel=None)
+    runs = [mnist, *runs_of({0: 0.3}, n_transitions=4)]
+    assert select(runs, kernel=None) == [mnist] and select(runs, target=None) == []
 
 
 def test_a_mode_is_lost_with_less_than_a_fifth_of_its_samples():
-    spec = Spec(experiment="toy", method="avo", target="D")  # masses .1, .3, .4, .2
+    spec = SimpleNamespace(target="D")  # masses .1, .3, .4, .2
     cases = {(0.1, 0.3, 0.4, 0.2): False, (0.021, 0.379, 0.4, 0.2): False, (0.019, 0.381, 0.4, 0.2): True}
     for shares, lost in cases.items():
         assert loses_a_mode(SimpleNamespace(spec=spec, metrics={"mode_shares": shares})) is lost
+    own = SimpleNamespace(target=SimpleNamespace(modes=(None, [0.5, 0.5])))
+    assert loses_a_mode(SimpleNamespace(spec=own, metrics={"mode_shares": [0.95, 0.05]}))
 
 
 def test_paired_runs_are_compared_over_the_seeds_that_both_have():
-    def runs(values):
-        return [SimpleNamespace(spec=SimpleNamespace(seed=seed), metrics={"x": x}) for seed, x in values.items()]
-
-    assert paired(runs({0: 1.0, 1: 2.0, 7: 99.0}), runs({1: 1.5, 0: 0.5}), "x").mean == 0.5
-    assert paired(runs({0: 1.0}), runs({1: 1.0}), "x") is None
+    assert paired(runs_of({0: 1.0, 1: 2.0, 7: 99.0}), runs_of({1: 1.5, 0: 0.5}), "ess").mean == 0.5
+    assert paired(runs_of({0: 1.0}), runs_of({1: 1.0}), "ess") is None
     with pytest.raises(ValueError, match="2 runs share 1 seeds"):
-        paired([*runs({0: 1.0}), *runs({0: 2.0})], runs({0: 1.0}), "x")
+        paired([*runs_of({0: 1.0}), *runs_of({0: 2.0})], runs_of({0: 1.0}), "ess")
 
 
 def test_pairs_that_all_agree_are_no_certainty():
@@ -197,24 +206,24 @@ def test_shares_that_differ_in_most_pairs_differ():
         paired_shares([True], [])
 
 
-class Result:
-    def __init__(self, seed, nll):
-        self.spec, self.metrics = Spec("mnist", "vae", seed=seed), {"nll": nll}
-
-
 def test_the_spread_over_settings_is_taken_within_each_seed():
-    runs = [Result(seed, offset + nll) for seed, offset in ((1, 100), (0, 0)) for nll in (1, 2, 3)]
-    runs += [Result(2, nll) for nll in (1, 1, 4)]
-    assert spread(runs, "nll") == {0: 1, 1: 1, 2: pytest.approx(3**0.5)}
+    runs = [run for offset in (1, 2, 3) for run in runs_of({1: 100 + offset, 0: offset})]
+    runs += [run for value in (1, 1, 4) for run in runs_of({2: value})]
+    assert spread(runs, "ess") == {0: 1, 1: 1, 2: pytest.approx(3**0.5)}
 
 
 @pytest.mark.parametrize("seeds", [(0, 0, 1), (0,)])
 def test_a_spread_of_too_few_settings_is_refused(seeds):
     with pytest.raises(ValueError, match=r"^a spread needs as many settings of every seed, and two at least, got "):
-        spread([Result(seed, 1.0) for seed in seeds], "nll")
+        spread([run for seed in seeds for run in runs_of({seed: 1.0})], "ess")
 
 
 def test_the_runs_of_given_specs_come_in_the_order_of_their_seeds_without_others():
-    specs = {seed: Spec("toy", "avo", seed=seed) for seed in (2, 0, 1, 5)}
+    @dataclass(frozen=True)
+    class Spec:
+        objective: Any
+        seed: int
+
+    specs = {seed: Spec(AVO(), seed) for seed in (2, 0, 1, 5)}
     runs = [SimpleNamespace(spec=spec) for spec in specs.values()]
-    assert of_specs(runs, [specs[2], specs[0], Spec("toy", "elbo", seed=1)]) == [runs[1], runs[0]]
+    assert of_specs(runs, [specs[2], specs[0], Spec(ELBO(), 1)]) == [runs[1], runs[0]]

@@ -1,6 +1,7 @@
 """Evidence: every measure on problems with known answers."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 
 from annealed_core import evidence
 from annealed_core.chain import Chain
-from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair, Metropolis
+from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair
+from annealed_core.moves import Metropolis
 from annealed_core.targets import ENERGIES, Energy, GeometricPath, linear_alphas
 
 
@@ -124,6 +126,191 @@ def test_total_variation_finds_a_box_where_the_target_has_none():
     target = SimpleNamespace(dim=2, log_prob=lambda z: gaussian().log_prob(z) + 5)
     assert evidence.total_variation(torch.randn(50_000, 2), target) < 0.05
     assert evidence.total_variation(torch.randn(50_000, 2) + 1, target) > 0.3
+
+
+CORNERS = torch.tensor([[20.0, 20.0], [-20.0, 20.0], [20.0, -20.0], [-20.0, -20.0]])
+
+
+class Four:
+    """Four modes far from the origin, with what the arguments declare."""
+
+    dim, base_scale, modes = 2, 15.0, (CORNERS, torch.full((4,), 0.25))
+
+    def __init__(self, shift=0.0, **declared):
+        self.shift = shift
+        vars(self).update(declared)
+
+    def log_prob(self, z):
+        return torch.logsumexp(-0.5 * (z.unsqueeze(-2) - CORNERS.to(z)).square().sum(-1), -1) + self.shift
+
+
+def around(*corners, n=20_000, scale=1.0):
+    torch.manual_seed(0)
+    return CORNERS[torch.tensor(corners)[torch.arange(n) % len(corners)]] + scale * torch.randn(n, 2)
+
+
+@pytest.mark.parametrize(
+    "declared", [{"support": 40.0}, {"support": 40}, {"support": 40.0, "box": 24.0}, {"box": 24.0}]
+)
+@pytest.mark.parametrize("shift", [0.0, -1e6, 1e6])
+def test_the_square_follows_what_a_target_declares(declared, shift):
+    target = Four(shift, **declared)
+    assert evidence.total_variation(around(0), target) == pytest.approx(0.75, abs=0.01)
+    assert evidence.total_variation(around(0, 1, 2, 3), target) < 0.06
+    reverse, forward = evidence.grid_divergences(around(0), target)
+    assert reverse == pytest.approx(math.log(4), abs=0.02) and forward > 3
+    assert evidence.log_normalizer_quadrature(target) - shift == pytest.approx(math.log(8 * math.pi), abs=1e-6)
+    path = GeometricPath(DiagonalGaussian.isotropic(2, 15.0), target, [0.0, 1.0])
+    still = Chain(path.base, [lambda z, context, noise: (z, torch.zeros_like(z[..., 0]))])
+    gaps, _ = evidence.path_gaps(still, path, 200)
+    assert abs(float(gaps[0])) < 1e-3 and gaps[1].isfinite()
+
+
+REFUSED = {
+    "nothing declared": (Four(), "support 12 of Four holds 0.0% of its mass"),
+    "a support that is too small": (Four(support=20.0), "support 20 of Four holds 25.0% of its mass"),
+    "a support far too small": (Four(support=6.0), "support 6 of Four holds 0.0% of its mass"),
+    "log Z known": (Four(log_normalizer=math.log(8 * math.pi)), "support 12 of Four holds 0.0% of its mass"),
+    "a box that is too small": (Four(support=40.0, box=20.0), "box 20 of Four holds 25.0% of its mass"),
+    "a wrong log Z": (
+        Four(support=40.0, log_normalizer=0.0),
+        "support 40 of Four holds 2513.3% of its mass by log Z = 0",
+    ),
+    "large constants": (Four(1e6), "support 12 of Four holds 0.0% of its mass by log Z = 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("z", [around(0), around(0, 1, 2, 3), torch.zeros(100, 2)])
+def test_figures_of_a_square_that_misses_the_targets_mass_are_refused(case, z):
+    target, message = REFUSED[case]
+    for judge in (evidence.total_variation, evidence.grid_divergences):
+        with pytest.raises(
+            ValueError, match=f"^{message}.*: declare a (support|box) of about [0-9]+, half the"
+        ) as refusal:
+            judge(z, target)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_refusal_says_what_would_be_right():
+    for target in (Four(), Four(support=40.0, box=20.0), Four(log_normalizer=math.log(8 * math.pi))):
+        with pytest.raises(ValueError) as refusal:
+            evidence.total_variation(around(0), target)
+        name, right = re.search("declare a (support|box) of about ([0-9.]+)", str(refusal.value)).groups()
+        setattr(target, name, float(right))
+        assert evidence.total_variation(around(0), target) == pytest.approx(0.75, abs=0.01)
+
+
+def test_quadrature_and_path_gaps_are_refused_where_the_support_misses_mass():
+    with pytest.raises(ValueError, match="^support 12 of Four holds 0.0%"):
+        evidence.log_normalizer_quadrature(Four())
+    with pytest.raises(ValueError, match="^support 12 of Four holds 0.0%"):
+        evidence.cell_masses(Four(), 24.0)
+    base = DiagonalGaussian.isotropic(2)
+    with pytest.raises(ValueError, match="^support 12 of Four holds 0.0%"):
+        evidence.path_gaps(Chain(base, [lambda z, c, n: (z, z[..., 0])]), GeometricPath(base, Four(), [0.0, 1.0]), 10)
+
+
+def far(z):
+    """A mode at the origin and one so far away that no look around the support finds it."""
+    return torch.logaddexp(gaussian().log_prob(z), gaussian(shift=300.0).log_prob(z))
+
+
+def test_samples_find_a_mode_that_no_look_around_the_support_finds():
+    target = SimpleNamespace(dim=2, log_prob=far, name="far")
+    near = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+    assert evidence.total_variation(near, target) < 0.15  # nothing tells of it
+    with pytest.raises(ValueError, match="^support 12 of far holds 50.0% of its mass"):
+        evidence.total_variation(torch.cat([near, near[:100] + 300]), target)
+
+
+@pytest.mark.parametrize("scale", [10.0, 1e3, 1e12, math.inf])
+def test_a_bad_chain_in_a_right_square_is_not_refused(scale):
+    z = samples_of_d(5000)
+    z[:4000] = scale * (1 + z[:4000].abs())
+    for target in (ENERGIES["D"], SimpleNamespace(dim=2, log_prob=ENERGIES["D"].log_prob)):
+        assert evidence.total_variation(z, target) == pytest.approx(0.8, abs=0.06)
+
+
+@pytest.mark.parametrize("name", [*"ABCDEF", "ring8", "gmm40"])
+def test_the_named_targets_are_judged_by_their_own_squares(name):
+    target = ENERGIES[name]
+    z = target.base_scale * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    own, told = evidence.total_variation(z, target), evidence.total_variation(z, target, target.box)
+    assert own == told
+
+
+def test_a_half_width_that_is_given_is_taken_as_it_is():
+    assert evidence.total_variation(around(0), Four(log_normalizer=math.log(8 * math.pi)), 24.0) == pytest.approx(
+        0.75, abs=0.01
+    )
+    assert evidence.total_variation(torch.zeros(5, 2), Four(support=40.0), 12.0) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("support", (12.0, 12.0)), ("box", 0.0), ("support", math.nan), ("box", "wide")]
+)
+def test_a_support_or_box_that_is_no_number_is_refused(name, value):
+    target = SimpleNamespace(dim=2, log_prob=gaussian().log_prob, name="odd", **{name: value})
+    with pytest.raises(ValueError, match=f"^{name} of odd must be a number above 0, half a square's width, got "):
+        evidence.total_variation(torch.zeros(5, 2), target)
+
+
+def test_a_distribution_of_torch_is_a_target():
+    target = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    target.dim = 2
+    z = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
+    assert evidence.log_normalizer_quadrature(target) == pytest.approx(0, abs=1e-6)
+    assert evidence.total_variation(z, target) < 0.06
+
+
+@pytest.mark.parametrize("constant", [-1e6, 0.0, 1e6])
+def test_large_constants_leave_weights_as_right_as_they_were(constant):
+    generator = torch.Generator().manual_seed(0)
+    log_weights = torch.randn(2000, dtype=torch.float64, generator=generator)
+    large = log_weights + constant
+    (log_z, error), (log_z_large, error_large) = map(evidence.log_mean_weight, (log_weights, large))
+    assert float(log_z_large - constant) == pytest.approx(float(log_z), abs=1e-8)
+    assert float(error_large) == pytest.approx(float(error), rel=1e-8)
+    z, centres = torch.randn(2000, 2, generator=generator), [[-1.0, 0.0], [1.0, 0.0]]
+    for figure in (evidence.effective_sample_size, evidence.pareto_k, lambda w: evidence.mode_masses(z, centres, w)):
+        torch.testing.assert_close(figure(large), figure(log_weights), atol=1e-7, rtol=0)
+
+
+def steep(constant):
+    return Energy("steep", lambda z: -0.5 * ((z - 1) / 0.5).square().sum(-1) + constant)
+
+
+@pytest.mark.parametrize("constant", [-1e6, 1e6])
+def test_importance_sampling_weighs_in_double_precision(constant):
+    chain = Chain(DiagonalGaussian.isotropic(2), generator=torch.Generator().manual_seed(0))
+    log_weights = evidence.importance_sampling(chain, steep(constant), 20_000)
+    estimate, error = evidence.log_mean_weight(log_weights)
+    assert log_weights.dtype == torch.float64 and error < 0.02
+    assert abs(float(estimate) - constant - math.log(math.pi / 2)) < 4 * error
+    assert float(log_weights.mean()) < constant + math.log(math.pi / 2)  # the ELBO
+    assert evidence.log_normalizer_quadrature(steep(constant)) - constant == pytest.approx(
+        math.log(math.pi / 2), abs=1e-6
+    )
+
+
+def test_a_target_that_refuses_double_is_given_float32():
+    layer = torch.nn.Linear(2, 1)
+    target = SimpleNamespace(dim=2, log_prob=lambda z: layer(z).squeeze(-1))
+    z = torch.randn(5, 2, dtype=torch.float64)
+    found = evidence.log_prob_double(target, z)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, layer(z.float()).squeeze(-1).double())
+
+
+def test_all_draws_come_from_the_chains_generator():
+    path, _ = annealed(ENERGIES["A"])
+    before, found = torch.get_rng_state(), []
+    for _ in range(2):
+        generator = torch.Generator().manual_seed(0)
+        chain = Chain(path.base, [Metropolis(path[t], 1.0, 3, generator) for t in range(1, 5)], generator=generator)
+        found.append((evidence.path_gaps(chain, path, 50)[0], evidence.importance_sampling(chain, ENERGIES["A"], 50)))
+    assert all(map(torch.equal, *found)) and torch.equal(torch.get_rng_state(), before)
 
 
 def test_mode_masses_of_exact_samples_are_the_masses():

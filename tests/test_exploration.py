@@ -8,12 +8,17 @@ import torch
 from linear_gaussian import FLOAT, Blur, LinearGaussian, correlated, seen, turned
 from torch.distributions import Normal, kl_divergence
 
-from annealed_core import exploration, inference
-from annealed_core.flows import Householder, HouseholderSequence
+from annealed_core.flows import HouseholderFlow, HouseholderSequence
+from annealed_core.judging import exploration, inference
+from annealed_core.judging import images as parts
 from annealed_core.kernels import GatedGaussianPair
 from annealed_core.vae import VAE
 
 PRIOR = Normal(torch.zeros((), dtype=FLOAT), 1.0)
+
+
+def latent_kl(model, x, n_samples=256):
+    return exploration.latent_information(model, x, n_samples, len(x))[0]
 
 
 def marginal_kl(loc, scale):
@@ -24,10 +29,9 @@ def test_without_kernels_the_kl_of_each_latent_is_the_closed_form():
     model = correlated(shift=torch.tensor([0.0, 0.5, -2.0], dtype=FLOAT), stretch=0.7)
     x = model.simulate(30)[1]
     base = model.posterior(x).base
-    torch.testing.assert_close(exploration.latent_kl(model, x), marginal_kl(base.loc, base.scale))
-    assert exploration.latent_kl(model, x).sum() == pytest.approx(
-        float(kl_divergence(Normal(base.loc, base.scale), PRIOR).sum(-1).mean())
-    )
+    found = latent_kl(model, x)
+    torch.testing.assert_close(found, marginal_kl(base.loc, base.scale))
+    assert found.sum() == pytest.approx(float(kl_divergence(Normal(base.loc, base.scale), PRIOR).sum(-1).mean()))
 
 
 @pytest.mark.parametrize("n_samples, bias", [(256, 0.0025), (64, 0.0145)])
@@ -37,7 +41,7 @@ def test_with_kernels_the_kl_of_each_latent_has_the_bias_that_is_stated(n_sample
     x = model.simulate(1000)[1]
     base = model.posterior(x).base
     exact = marginal_kl(base.loc, (base.scale.square() + 0.25).sqrt())
-    errors = torch.stack([exploration.latent_kl(model, x, n_samples) for _ in range(4)]) - exact
+    errors = torch.stack([latent_kl(model, x, n_samples) for _ in range(4)]) - exact
     assert errors.shape == (4, 3) and errors.abs().max() < bias + 0.015
     assert abs(float(errors.mean()) - bias) < 0.0015 + 0.1 * bias
 
@@ -48,9 +52,9 @@ def test_the_kl_of_each_latent_is_that_of_the_marginals_of_a_turned_gaussian(nam
     posteriors = turned(model, x)
     exact = marginal_kl(posteriors.loc, posteriors.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt())
     torch.manual_seed(0)
-    torch.testing.assert_close(exploration.latent_kl(model, x), exact, atol=0.03, rtol=0)
+    torch.testing.assert_close(latent_kl(model, x), exact, atol=0.03, rtol=0)
     model.kernels = ()
-    assert (exploration.latent_kl(model, x) - exact).abs().max() > 0.1
+    assert (latent_kl(model, x) - exact).abs().max() > 0.1
 
 
 def test_a_flow_that_changes_nothing_gives_the_closed_form():
@@ -60,9 +64,9 @@ def test_a_flow_that_changes_nothing_gives_the_closed_form():
         for kernel in model.kernels:
             for weight in (kernel.coefficients.free, kernel.coefficients.context.weight):
                 weight[:3] = 0  # u
-    found = exploration.latent_kl(model, x)
+    found = latent_kl(model, x)
     model.kernels = ()
-    torch.testing.assert_close(found, exploration.latent_kl(model, x), atol=0.02, rtol=0)
+    torch.testing.assert_close(found, latent_kl(model, x), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,6 @@ def test_coverage_is_that_of_a_plain_loop(n, m, k, monkeypatch):
     found = exploration.coverage(real, generated, labels, k)
     assert 0 < found.coverage < 1 or k == 6
     assert found.coverage == pytest.approx(sum(covered) / n) and found.density == pytest.approx(density)
-    assert (found.k, found.n_real, found.n_generated) == (k, n, m)
     assert found.by_class == pytest.approx({c: sum(covered[c::3]) / len(covered[c::3]) for c in range(3)})
     monkeypatch.setattr(exploration, "_DISTANCES", 60)
     assert exploration.coverage(real, generated, labels, k) == found
@@ -160,7 +163,7 @@ def orthogonal(shift=0.0, stretch=1.0, kernels=()):
     return LinearGaussian(weight, shift=shift, stretch=stretch, kernels=kernels)
 
 
-@pytest.mark.parametrize("kernels", [[], [Householder(3).double()]], ids=["plain", "turned"])
+@pytest.mark.parametrize("kernels", [[], [HouseholderFlow(3).double()]], ids=["plain", "turned"])
 def test_the_aggregate_of_an_exact_posterior_has_the_moments_of_the_prior(kernels):
     torch.manual_seed(0)
     model = orthogonal(kernels=kernels)
@@ -188,7 +191,7 @@ def test_a_latents_information_is_the_entropy_that_the_image_takes(kernels):
     torch.manual_seed(0)
     model = orthogonal(stretch=0.5, kernels=kernels)
     _, x = model.simulate(5000)
-    found = exploration.latent_information(model, x)
+    found = exploration.latent_information(model, x)[1]
     z = model.posterior(x).rsample(50).z[-1]  # Gaussian in every direction
     expected = 0.5 * (z.flatten(0, 1).var(0) / z.var(0).mean(0)).log()
     torch.testing.assert_close(found, expected, atol=0.03, rtol=0)
@@ -209,7 +212,7 @@ def test_prior_samples_are_what_the_decoder_makes_of_normal_draws(monkeypatch):
     found = exploration.prior_samples(model, 50, torch.Generator().manual_seed(1))
     torch.testing.assert_close(found, model.decode(z))
     assert found.shape == (50, 784) and (found > 0).all() and (found < 1).all() and not found.requires_grad
-    monkeypatch.setattr(exploration, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(parts, "CHUNK_ROWS", 7)
     torch.testing.assert_close(exploration.prior_samples(model, 50, torch.Generator().manual_seed(1)), found)
     torch.manual_seed(1)
     first = exploration.prior_samples(model, 50)
@@ -217,28 +220,37 @@ def test_prior_samples_are_what_the_decoder_makes_of_normal_draws(monkeypatch):
     assert not torch.equal(exploration.prior_samples(model, 50), first)
 
 
-@pytest.mark.parametrize("kernels", [list, lambda: [GatedGaussianPair(3, 5, 6)], lambda: [Householder(3, 6)]])
+@pytest.mark.parametrize("kernels", [list, lambda: [GatedGaussianPair(3, 5, 6)], lambda: [HouseholderFlow(3, 6)]])
 def test_explore_is_all_measures_as_plain_values(kernels):
     model = tiny(kernels())
     x, grey, labels = (torch.rand(60, 784) < 0.3).float(), torch.rand(80, 784), torch.arange(80) % 9
     torch.manual_seed(0)
-    found = exploration.explore(model, x, grey, labels, n_images=40, n_coverage=70, n_samples=16, k=3)
+    found = exploration.explore(model, x, grey, labels, n_images=40, n_coverage=70)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     torch.manual_seed(0)
-    covered = exploration.coverage(grey[:70], exploration.prior_samples(model, 70), labels[:70], 3)
+    covered = exploration.coverage(grey[:70], exploration.prior_samples(model, 70), labels[:70])
     assert (found["coverage"], found["density"]) == (covered.coverage, covered.density)
     assert found["coverage_by_digit"] == [*(covered.by_class[digit] for digit in range(9)), None]
     moments = exploration.aggregate_gaussian(model, x)
-    squares, entropies = exploration._marginals(model, x[:40], 16)
-    kl = exploration._kl(squares, entropies)
+    kl, information = exploration.latent_information(model, x, n_images=40)
     terms = inference.aggregate_kl(model, x[:40])
-    whole = exploration._entropy(model.posterior(x).rsample().z[-1])
     assert (found["aggregate_gaussian_kl"], found["aggregate_gaussian_entropy"]) == moments
-    assert found["mean_kl"] == terms.mean_kl and found["aggregate_entropy_se"] == terms.aggregate_entropy_se
-    assert found["latent_kl"] == kl.tolist() and found["latent_information"] == (whole - entropies).tolist()
+    assert {name: found[name] for name in terms} == terms
+    assert found["latent_kl"] == kl.tolist() and found["latent_information"] == information.tolist()
     assert found["mean_kl"] == pytest.approx(found["mutual_information"] + found["aggregate_kl"])
     sizes = (found["information_images"], found["coverage_images"], found["coverage_k"])
-    assert sizes == (40, 70, 3) and found["information_ceiling"] == math.log(40)
+    assert sizes == (40, 70, 5) and found["information_ceiling"] == math.log(40)
+
+
+def test_the_generator_decides_and_nothing_else_is_drawn_from():
+    model, x = tiny([GatedGaussianPair(3, 5, 6)]), (torch.rand(40, 784) < 0.3).float()
+    state = torch.get_rng_state()
+    seeds = (0, 0, 1)
+    one, same, other = (
+        exploration.explore(model, x, x, torch.arange(40), generator=torch.Generator().manual_seed(seed))
+        for seed in seeds
+    )
+    assert one == same != other and torch.equal(torch.get_rng_state(), state)
 
 
 IMAGES = torch.rand(8, 784)
@@ -247,9 +259,12 @@ IMAGES = torch.rand(8, 784)
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda m: exploration.latent_kl(m, IMAGES, 1), "n_samples must be a whole number from 2, got 1"),
-        (lambda m: exploration.latent_kl(m, IMAGES, 2.5), "n_samples must be a whole number from 2, got 2.5"),
-        (lambda m: exploration.latent_kl(m.train(), IMAGES), "model must be in evaluation mode, got training = True"),
+        (lambda m: exploration.latent_information(m, IMAGES, 1), "n_samples must be a whole number from 2, got 1"),
+        (lambda m: exploration.latent_information(m, IMAGES, 2.5), "n_samples must be a whole number from 2, got 2.5"),
+        (
+            lambda m: exploration.latent_information(m.train(), IMAGES),
+            "model must be in evaluation mode, got training = True",
+        ),
         (lambda m: exploration.prior_samples(m, 0), "n must be a whole number from 1, got 0"),
         (lambda m: exploration.prior_samples(m.train(), 5), "model must be in evaluation mode, got training = True"),
         (lambda m: exploration.coverage(IMAGES, IMAGES, k=8), "k must be below the number of real images, 8, got 8"),

@@ -1,8 +1,9 @@
-"""Moves along the gradient: they keep their target, obey detailed balance, and make annealed importance sampling."""
+"""Markov moves: they keep their target, obey detailed balance, and make annealed importance sampling."""
 
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal
@@ -14,8 +15,9 @@ from annealed_core.moves import Hamiltonian, Langevin, Metropolis
 from annealed_core.targets import ENERGIES, Energy, GeometricPath, linear_alphas
 
 MOVES = {
-    "langevin": lambda target, step, n_moves=1: Langevin(target, step, n_moves),
-    "hamiltonian": lambda target, step, n_moves=1: Hamiltonian(target, step, 5, n_moves),
+    "metropolis": lambda target, step, n_moves=1, generator=None: Metropolis(target, step, n_moves, generator),
+    "langevin": lambda target, step, n_moves=1, generator=None: Langevin(target, step, n_moves, generator),
+    "hamiltonian": lambda target, step, n_moves=1, generator=None: Hamiltonian(target, step, 5, n_moves, generator),
 }
 every_move = pytest.mark.parametrize("name", MOVES)
 
@@ -76,8 +78,9 @@ def test_log_ratio_is_the_fall_of_the_targets_log_density(name, n_moves, shape):
     z = draw(*shape, 2).requires_grad_()
     z_next, log_ratio = MOVES[name](ENERGIES["A"], 0.3, n_moves)(z)
     assert z_next.shape == z.shape and log_ratio.shape == shape
-    torch.testing.assert_close(log_ratio, (ENERGIES["A"].log_prob(z) - ENERGIES["A"].log_prob(z_next)).detach())
-    assert not z_next.requires_grad and not log_ratio.requires_grad and z.grad is None
+    fall = ENERGIES["A"].log_prob(z) - ENERGIES["A"].log_prob(z_next)
+    torch.testing.assert_close(log_ratio.detach(), fall.detach())
+    assert z_next.requires_grad == log_ratio.requires_grad == (name == "metropolis") and z.grad is None
 
 
 def test_langevin_accepts_with_the_ratio_of_the_textbook():
@@ -219,7 +222,7 @@ def test_a_chain_of_moves_has_unbiased_weights(name):
     base = DiagonalGaussian(torch.zeros(2, dtype=torch.float64), torch.full((2,), 2.0, dtype=torch.float64))
     target = Energy("5 N", lambda z: gaussian().log_prob(z) + math.log(5))
     path = GeometricPath(base, target, linear_alphas(8))
-    chain = Chain(base, [MOVES[name](path[t], 0.5, 2) for t in range(1, 9)])
+    chain = Chain(base, [MOVES[name](path[t], 0.5, 6 if name == "metropolis" else 2) for t in range(1, 9)])
     trajectory = chain.rsample(20_000)
     log_weight = chain.log_weight(target, trajectory)
     z = trajectory.z
@@ -241,13 +244,43 @@ def test_a_move_uses_the_noise_it_is_given_and_keeps_the_parameters_gradients_em
     z_next, _ = MOVES[name](target, 1e-3)(z, None, noise)
     moved = (z_next != z).any(-1)
     assert moved.float().mean() > 0.95 and loc.grad is None
-    leaps = 1 if name == "langevin" else 5
+    leaps = 5 if name == "hamiltonian" else 1
     torch.testing.assert_close(z_next[moved], leaps * 1e-3 * noise[moved], atol=1e-5, rtol=1e-3)
 
 
-def test_metropolis_is_found_here_too():
-    z_next, log_ratio = Metropolis(ENERGIES["A"], 0.5)(torch.zeros(5, 2))
-    assert z_next.shape == (5, 2) and log_ratio.shape == (5,)
+@torch.no_grad()
+def test_metropolis_accepts_with_the_ratio_of_the_densities():
+    torch.manual_seed(0)
+    z, noise = 1.5 * draw(500, 2), draw(500, 2)
+    move, log_f = Metropolis(ENERGIES["B"], 0.5), ENERGIES["B"].log_prob
+    z_next, _ = move(z, None, noise)
+    torch.testing.assert_close(move.accepted, (log_f(z + 0.5 * noise) - log_f(z)).clamp(max=0).exp())
+    moved = (z_next != z).any(-1)
+    assert torch.equal(z_next[moved], (z + 0.5 * noise)[moved])
+    assert float(moved.double().mean()) == pytest.approx(move.acceptance, abs=0.06)
+
+
+@every_move
+def test_beyond_the_given_noise_all_randomness_comes_from_the_generator(name):
+    z, noise, found = draw(50, 2), draw(50, 2), []
+    before = torch.get_rng_state()
+    for seed in (3, 3, 4):
+        generator = torch.Generator().manual_seed(seed)
+        found.append(MOVES[name](ENERGIES["A"], 0.5, 3, generator)(z, None, noise)[0])
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@every_move
+@pytest.mark.parametrize("constant", [-1e6, 1e6])
+def test_a_large_constant_in_the_log_density_changes_nothing(name, constant):
+    shifted = Energy("shifted", lambda z: gaussian().log_prob(z) + constant)
+    z, found = draw(200, 2), []
+    for target in (gaussian(), shifted):
+        move = MOVES[name](target, 0.5, 3, torch.Generator().manual_seed(0))
+        found.append((*move(z), move.accepted))
+    for plain, large in zip(*found, strict=True):
+        torch.testing.assert_close(plain, large, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -264,3 +297,8 @@ def test_metropolis_is_found_here_too():
 def test_impossible_sizes_and_numbers_are_refused(given, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         Hamiltonian(SimpleNamespace(dim=2), **given)
+
+
+def test_the_numbers_of_numpy_are_sizes_and_numbers_too():
+    move = Hamiltonian(gaussian(), np.float32(0.5), np.int64(2), np.int32(1))
+    assert move(draw(7, 2))[0].shape == (7, 2)

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 import yaml
 
-from annealed_core.parameters import read_parameters
+from annealed_report.parameters import read_parameters
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -40,7 +40,7 @@ def test_the_five_pages_are_there():
 def test_a_notebook_has_at_most_eight_parameters_each_with_its_help(path):
     (cell,) = tagged(path, "parameters")
     found = read_parameters(cell.source)
-    assert 1 <= len(found) <= 8
+    assert 1 <= len(found) <= 8 and found.keys() == parameters(path).keys(), "papermill does not see every parameter"
     assert all(parameter.help for parameter in found.values())
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from matplotlib.collections import PathCollection
 
-from annealed_core import figures, plotting
 from annealed_core.chain import Chain
-from annealed_core.comparison import Interval
-from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair
+from annealed_core.kernels import DiagonalGaussian, Gated
 from annealed_core.targets import ENERGIES
+from annealed_report import figures, plotting
+from annealed_report.comparison import Interval
 
 
 @pytest.fixture
@@ -70,11 +70,10 @@ def test_an_animation_is_one_image_that_plays_by_itself(shown):
 
 
 def test_particles_start_at_the_base_and_end_where_the_chain_ends():
-    torch.manual_seed(0)
-    kernels = [GatedGaussianPair(2, 4) for _ in range(3)]
-    chain = Chain(DiagonalGaussian.isotropic(2), kernels)
+    chain = Chain(
+        DiagonalGaussian.isotropic(2), Gated(hidden=4).build(2, 3), generator=torch.Generator().manual_seed(0)
+    )
     figure, draw, frames = figures.particles({"avo": chain}, ENERGIES["D"], n=50, pause=2, between=3)
-    torch.manual_seed(1)
     positions = []
     for frame in range(frames):
         draw(frame)

@@ -1,11 +1,13 @@
-"""The report: what is refused, how notebooks are executed, and what their pages must be."""
+"""The report: what is refused, how notebooks are executed and kept, and what their pages must be."""
 
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +18,12 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from annealed_core.execution import Job, clean, find_failure, store_outputs
-from annealed_core.pagecheck import check_pages
-from annealed_core.pages import render_page
-from annealed_core.parameters import ParameterError, ReportError, check_parameters, parse_value, read_parameters
-from annealed_core.report import main, parse_arguments, plan
+from annealed_report import ParameterError, ReportError, check_parameters, execution, planning
+from annealed_report.__main__ import main
+from annealed_report.markdown import load_bibliography
+from annealed_report.pagecheck import check_pages
+from annealed_report.pages import render_page
+from annealed_report.parameters import Parameter, check_values, read_parameters
 
 ROOT = Path(__file__).parent.parent
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -89,12 +92,13 @@ def make_project(folder: Path) -> Path:
         notebooks / "01_theory.ipynb",
         new_markdown_cell("# Theory of *chains*\n\nA first paragraph with $x$."),
         code("seeds = 2  # runs a method\nlr = 1e-3  # learning rate\ntarget = 'D'  # which energy", "parameters"),
-        code("from annealed_core.report import check_parameters\ncheck_parameters()", "hide"),
+        code("from annealed_report import check_parameters\ncheck_parameters()", "hide"),
         new_markdown_cell(THEORY),
         code(SHOW, "fold"),
         code("show('a dot', r'The path $f_t$.')"),
         code("show('another dot', 'The same again.')\ntabulate('| a | b |\\n|---|---:|\\n| 1 | 2 |', 'Two numbers.')"),
-        code("import sys, os\nprint('progress', os.environ['ANNEALED_PROGRESS'], seeds, lr, target)"),
+        code("import os\nprint('progress', os.environ['ANNEALED_PROGRESS'], seeds, lr, target)"),
+        code("with open('../count', 'a') as file:\n    written = file.write('x')", "hide"),
     )
     write_notebook(
         notebooks / "02_toys.ipynb",
@@ -111,7 +115,7 @@ def make_project(folder: Path) -> Path:
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "annealed_core.report", *arguments],
+        [sys.executable, "-m", "annealed_report", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -121,7 +125,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    folder = make_project(tmp_path_factory.mktemp("project"))
+    folder = make_project(tmp_path_factory.mktemp("a {project}"))
     result = command(folder)
     pages = folder / "build/report/quick"
     soups = {path.stem: BeautifulSoup(path.read_text(), "html.parser") for path in pages.glob("*.html")}
@@ -137,90 +141,114 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---- what is refused before anything runs
 
 REFUSALS = {
-    "profile": (["--profile", "quik"], "unknown profile 'quik': choose one of full, quick"),
-    "notebook": (["01_thery"], "unknown notebook '01_thery': did you mean '01_theory'?"),
-    "name": (
-        ["--set", "02_toys.stps=3"],
-        "02_toys: unknown parameter 'stps': did you mean 'steps'? it takes seeds, steps",
-    ),
-    "no parameters": (
-        ["--set", "00_summary.x=3"],
-        "00_summary: unknown parameter 'x': the notebook takes no parameters",
-    ),
-    "type": (["--set", "01_theory.seeds=two"], "01_theory: seeds takes a value like 2, got 'two'"),
-    "float for int": (["--set", "01_theory.seeds=1.5"], "01_theory: seeds takes a value like 2, got 1.5"),
-    "bool for int": (["--set", "02_toys.steps=true"], "02_toys: steps takes a value like 100, got True"),
-    "negative rate": (["--set", "01_theory.lr=-0.001"], "01_theory: impossible lr -0.001: lr takes a number above 0"),
-    "unknown target": (
-        ["--set", "01_theory.target=G"],
-        "01_theory: unknown target 'G': target takes one of A, B, C, D, E, F",
-    ),
-    "list entry": (["--set", "02_toys.seeds=[0, -1]"], "02_toys: impossible seed -1"),
-    "setting": (["--set", "lr=3"], "--set takes notebook.name=value"),
-    "jobs": (["--jobs", "0"], "argument --jobs: takes a number of processes from 1, got '0'"),
+    "unknown profile 'quik': choose one of full, quick": ["--profile", "quik"],
+    "unknown notebook '01_thery': did you mean '01_theory'?": ["01_thery"],
+    "02_toys: unknown parameter 'stps': did you mean 'steps'? it takes seeds, steps": ["--set", "02_toys.stps=3"],
+    "00_summary: unknown parameter 'x': the notebook takes no parameters": ["--set", "00_summary.x=3"],
+    "01_theory: seeds takes a value like 2, got 'two'": ["--set", "01_theory.seeds=two"],
+    "01_theory: seeds takes a value like 2, got 1.5": ["--set", "01_theory.seeds=1.5"],
+    "02_toys: steps takes a value like 100, got True": ["--set", "02_toys.steps=true"],
+    "02_toys: impossible steps 99999999999999999999: steps takes a whole number from 1 to 2,147,483,647": [
+        "--set",
+        "02_toys.steps=99999999999999999999",
+    ],
+    "01_theory: impossible lr -0.001: lr takes a number above 0": ["--set", "01_theory.lr=-0.001"],
+    "01_theory: impossible target 'G': target takes different ones of A, B": ["--set", "01_theory.target=G"],
+    "02_toys: impossible seeds [0, -1]: seeds takes different whole": ["--set", "02_toys.seeds=[0, -1]"],
+    "02_toys: impossible seeds [1, 1]: seeds takes different whole": ["--set", "02_toys.seeds=[1, 1]"],
+    "cannot read the value '[': write it as in a profile": ["--set", "02_toys.seeds=["],
+    "--set takes notebook.name=value": ["--set", "lr=3"],
+    "argument --jobs: takes a number of processes from 1, got '0'": ["--jobs", "0"],
+    "/proc/x: ": ["--out", "/proc/x"],
 }
 
 
-@pytest.mark.parametrize("name", REFUSALS)
-def test_impossible_requests_are_refused_in_one_line_before_anything_is_written(name, project, capsys, monkeypatch):
-    monkeypatch.setattr("annealed_core.report.start_workers", lambda number: pytest.fail("something was executed"))
-    arguments, message = REFUSALS[name]
+@pytest.mark.parametrize("message", REFUSALS)
+def test_impossible_requests_are_refused_in_one_line_before_anything_is_executed(message, project, capsys, monkeypatch):
+    monkeypatch.setattr(execution, "_execute", lambda *_, **__: pytest.fail("something was executed"))
     try:
-        status = main(arguments)
+        status = main(REFUSALS[message])
     except SystemExit as error:  # argparse
         status = error.code
     captured = capsys.readouterr()
     assert status == 2
-    assert captured.err.startswith(f"annealed: {message}")
-    assert captured.err.count("\n") == 1
-    assert not captured.out
+    assert captured.err.startswith(f"annealed: {message}") and captured.err.count("\n") == 1
     assert not (project / "build").exists()
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        (
-            "03_mnst: {}",
-            "profile 'quick': section '03_mnst' names no notebook: choose from 00_summary, 01_theory, 02_toys",
-        ),
-        ("01_teory: {}", "profile 'quick': section '01_teory' names no notebook: did you mean '01_theory'?"),
-        ("01_theory: 3", "profile 'quick': section '01_theory' takes names and values, got 3"),
-        ("01_theory: {lr: [}", "profile 'quick' is not YAML:"),
-        ("- 1", "profile 'quick' takes a section for each notebook, got [1]"),
+        ("03_mnst: {}", "section '03_mnst' names no notebook: choose from 00_summary, 01_theory, 02_toys"),
+        ("01_teory: {}", "section '01_teory' names no notebook: did you mean '01_theory'?"),
+        ("01_theory: 3", "section '01_theory' takes names and values, got 3"),
+        ("01_theory: {lr: 1}\n02_toys: {}\n01_theory: {lr: 2}", "'01_theory' stands there 2 times"),
+        ("01_theory: {lr: 1, lr: 2}", "'lr' stands there 2 times"),
+        ("01_theory: {lr: [}", "is not YAML:"),
+        ("- 1", "takes a section for each notebook, got [1]"),
     ],
 )
 def test_a_wrong_profile_is_refused_in_one_line(section, message, project, capsys):
     (project / "profiles/quick.yaml").write_text(section)
     assert main([]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"annealed: {message}")
-    assert error.count("\n") == 1
-    assert not (project / "build").exists()
+    assert re.match(rf"annealed: profile 'quick':? {re.escape(message)}", error) and error.count("\n") == 1
 
 
-def test_an_unknown_citation_is_refused_with_its_notebook_and_key(project, capsys):
+@pytest.mark.parametrize(
+    ("bibliography", "message"),
+    [
+        (
+            BIBLIOGRAPHY,
+            "02_toys: unknown citation 'hunag2018': did you mean 'huang2018'? references.bib has no such entry",
+        ),
+        ("@book{a, title = ", "references.bib is not BibTeX: "),
+    ],
+)
+def test_a_citation_that_can_not_be_resolved_is_refused(bibliography, message, project, capsys):
+    (project / "notebooks/references.bib").write_text(bibliography)
     write_notebook(project / "notebooks/02_toys.ipynb", new_markdown_cell('# T\n<cite data-cite="hunag2018">H.</cite>'))
     (project / "profiles/quick.yaml").write_text("")
     assert main([]) == 2
-    expected = "unknown citation 'hunag2018': did you mean 'huang2018'? references.bib has no such entry\n"
-    assert capsys.readouterr().err == f"annealed: 02_toys: {expected}"
+    error = capsys.readouterr().err
+    assert error.startswith(f"annealed: {message}") and error.count("\n") == 1
+
+
+def test_an_environment_without_what_a_report_needs_is_told_in_one_line(project, capsys, monkeypatch):
+    monkeypatch.setattr("annealed_report.__main__.find_spec", lambda name: None if name == "torch" else name)
+    assert main([]) == 2
+    assert capsys.readouterr().err == f"annealed: {sys.executable} lacks torch: pip install 'annealed_core[report]'\n"
 
 
 def test_profiles_read_scientific_numbers_as_numbers():
-    assert parse_value("1e-3") == 0.001
-    assert parse_value("-2E+4") == -2e4
-    assert parse_value("[1, a]") == [1, "a"]
+    assert [planning.parse_value(text) for text in ("1e-3", "-2E+4", "[1, a]")] == [0.001, -2e4, [1, "a"]]
 
 
 def test_parameters_are_read_with_their_help():
-    found = read_parameters("seeds = 2  # runs\nnames: list = [  # which\n    'a',\n]\nother = f(3)\n")
-    assert [(p.name, p.default, p.help) for p in found.values()] == [
+    found = read_parameters("seeds = 2  # runs\nnames: list = [\n    'a',\n]  # which\nother = f(3)\n")
+    assert [(name, p.default, p.help) for name, p in found.items()] == [
         ("seeds", 2, "runs"),
         ("names", ["a"], "which"),
         ("other", None, ""),
     ]
     assert read_parameters("%matplotlib inline") == {}
+
+
+@pytest.mark.parametrize(("literal", "value"), [("[]", [["live"]]), ("f(3)", "live")])
+def test_values_of_another_form_are_refused_where_the_default_tells_no_type(literal, value):
+    name = "studies" if literal == "[]" else "steps"
+    with pytest.raises(ParameterError, match=f"impossible {name}"):
+        check_values({name: Parameter(literal)}, {name: value})
+
+
+def test_the_profile_orders_the_notebooks_and_the_summary_comes_last(project):
+    folders = Path("notebooks"), Path("profiles"), Path("build")
+    _, jobs = planning.plan(*folders, "quick", settings=["01_theory.lr=1e-4"])
+    assert [job.stem for job in jobs] == ["02_toys", "01_theory", "00_summary"]
+    assert [job.parameters for job in jobs] == [{"steps": 7}, {"lr": 1e-4, "target": "C"}, {}]
+    _, jobs = planning.plan(*folders, "full", ["00_summary", "02_toys"])
+    assert [(job.stem, job.parameters) for job in jobs] == [("02_toys", {}), ("00_summary", {})]
+    assert list(jobs[0].titles) == ["00_summary", "01_theory", "02_toys"]
 
 
 # ---- the check inside a notebook
@@ -246,13 +274,14 @@ def test_injected_parameters_are_checked_inside_the_notebook(injected, message, 
     assert caught.value._render_traceback_() == [f"ParameterError: {message}"]
 
 
-def test_the_check_inside_a_notebook_passes_what_is_possible_however_often_it_runs(monkeypatch):
-    check_parameters()  # outside IPython
-    history = ["", CELL, "# Parameters\nlr = 0.1\n"]
-    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(user_ns={"In": history}))
-    for _ in range(3):
+def test_values_that_were_changed_by_hand_are_checked_inside_the_notebook(monkeypatch):
+    check_parameters()  # outside IPython nothing happens
+    values = {"In": ["", CELL, "check_parameters()"], "seeds": 3, "lr": 0.1}
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(user_ns=values))
+    check_parameters()
+    values["lr"] = 0.0
+    with pytest.raises(ParameterError, match="impossible lr 0"):
         check_parameters()
-        history += ["check_parameters()", "x = 1", CELL]
 
 
 def test_papermill_with_a_misspelt_parameter_fails_with_one_clear_line(project, tmp_path):
@@ -270,10 +299,42 @@ def test_papermill_with_a_misspelt_parameter_fails_with_one_clear_line(project, 
 
 def test_a_failing_cell_fails_the_command_and_the_others_run_to_their_end(built):
     assert built.result.returncode == 1
-    line = "annealed: 02_toys: code cell 4 (In [5]) failed: RuntimeError: the chain diverged at step 3\n"
+    line = "annealed: 02_toys: code cell 4 failed: RuntimeError: the chain diverged at step 3\n"
     assert built.result.stderr == line  # and nothing of what a kernel says when it ends
     assert sorted(built.soups) == ["00_summary", "01_theory", "02_toys", "index"]
     assert "toys ran first: True" in built.soups["00_summary"].get_text()
+
+
+def test_what_has_not_changed_is_not_executed_again_unless_one_says_so(built, capsys, monkeypatch):
+    monkeypatch.chdir(built.folder)
+    monkeypatch.setattr(planning, "digest_of_code", lambda: "the same code")
+    count = built.folder / "count"
+
+    def executed(*arguments: str) -> int:
+        """How often the theory was executed by a command that fails like the first one."""
+        before = len(count.read_text())
+        assert main(arguments) == 1
+        assert list(built.pages.glob("*.html"))
+        return len(count.read_text()) - before
+
+    assert executed() == 1  # another code than in the fixture
+    (built.pages / "01_theory.html").unlink()
+    assert executed() == 0
+    assert re.search(r"01_theory .* s  as before\n", capsys.readouterr().out)
+    assert "Figure 2." in (built.pages / "01_theory.html").read_text()
+    assert executed("--set", "01_theory.seeds=3") == 1
+    assert executed("--force") == 1
+    monkeypatch.setenv("ANNEALED_RECORD", "1")
+    assert executed() == 1
+
+
+def test_the_digest_of_the_code_changes_with_committed_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANNEALED_RESULTS", str(tmp_path))
+    before = planning.digest_of_code()
+    (tmp_path / "full.json").write_text("[]")
+    assert planning.digest_of_code() != before
+    (tmp_path / "full.json").unlink()
+    assert planning.digest_of_code() == before
 
 
 def test_the_page_of_a_failing_notebook_says_where_it_stopped(built):
@@ -288,10 +349,8 @@ def test_the_page_of_a_failing_notebook_says_where_it_stopped(built):
 def test_parameters_reach_the_notebook_and_its_page(built):
     page = built.soups["01_theory"]
     assert "progress 0 2 0.01 C" in page.get_text()
-    rows = [
-        [cell.get_text(" ", strip=True) for cell in row.select("td")] for row in page.select(".parameters tbody tr")
-    ]
-    assert rows[1:] == [["lr", "0.01 default 1e-3", "learning rate"], ["target", "\"C\" default 'D'", "which energy"]]
+    rows = [[cell.get_text(" ", strip=True) for cell in row.select("td")] for row in page.select(".parameters tr")]
+    assert rows[2:] == [["lr", "0.01 default 1e-3", "learning rate"], ["target", "\"C\" default 'D'", "which energy"]]
 
 
 def test_nothing_half_written_and_no_machine_path_is_left_behind(built):
@@ -302,16 +361,60 @@ def test_nothing_half_written_and_no_machine_path_is_left_behind(built):
         assert str(built.folder) not in (built.pages / f"{stem}.html").read_text()
 
 
-def test_the_profile_orders_the_notebooks_and_the_summary_comes_last(project):
-    _, jobs = plan(parse_arguments(["--set", "01_theory.lr=1e-4"]))
-    assert [job.stem for job in jobs] == ["02_toys", "01_theory", "00_summary"]
-    assert [job.parameters for job in jobs] == [{"steps": 7}, {"lr": 1e-4, "target": "C"}, {}]
-    _, jobs = plan(parse_arguments(["--profile", "full", "00_summary", "02_toys"]))
-    assert [(job.stem, job.parameters) for job in jobs] == [("02_toys", {}), ("00_summary", {})]
-    assert list(jobs[0].titles) == ["00_summary", "01_theory", "02_toys"]
+def one_notebook(folder: Path, source: str) -> Path:
+    """A project of one notebook with one cell and no metadata."""
+    (folder / "notebooks").mkdir()
+    nbformat.write(new_notebook(cells=[new_code_cell(source)]), folder / "notebooks/01_ä.ipynb")
+    (folder / "profiles").mkdir()
+    (folder / "profiles" / "quick.yaml").write_text("")
+    return folder
+
+
+def test_a_kernel_that_crashes_is_named_and_what_was_said_of_it_is_kept(tmp_path):
+    result = command(one_notebook(tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)"))
+    assert result.returncode == 1
+    *words, line = result.stderr.splitlines()
+    assert line.startswith("annealed: 01_ä: code cell 1 failed: DeadKernelError: ")
+    assert any("died" in word for word in words)
+
+
+def test_a_terminal_that_knows_only_ascii_gets_other_letters_escaped(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    result = command(one_notebook(tmp_path, "1 / 0"))
+    assert result.returncode == 1
+    assert r"01_\xe4" in result.stdout
+    assert result.stderr == "annealed: 01_\\xe4: code cell 1 failed: ZeroDivisionError: division by zero\n"
+
+
+def test_an_interrupt_ends_the_command_and_its_kernels_at_once(tmp_path):
+    source = "import os, pathlib, time\npathlib.Path('../pid').write_text(str(os.getpid()))\ntime.sleep(600)"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "annealed_report"], cwd=one_notebook(tmp_path, source), stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1].startswith("annealed: interrupted")
+    assert process.returncode == 130
+    wait_until(lambda: not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists())
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 # ---- pages
+
+
+def page_of(tmp_path: Path, *cells: nbformat.NotebookNode, title: str = "A", **metadata) -> BeautifulSoup:
+    notebook = new_notebook(cells=list(cells), metadata=metadata)
+    return BeautifulSoup(render_page(notebook, "a", {"a": title}, tmp_path), "html.parser")
+
+
+def with_outputs(source: str, *outputs: nbformat.NotebookNode, tags: tuple[str, ...] = ()) -> nbformat.NotebookNode:
+    return new_code_cell(source, metadata={"tags": list(tags)}, outputs=list(outputs))
 
 
 def test_figures_and_tables_are_joined_with_their_captions_and_numbered(built):
@@ -328,11 +431,19 @@ def test_figures_and_tables_are_joined_with_their_captions_and_numbered(built):
 def test_citations_lead_to_the_entries_that_the_page_cites(built):
     page = built.soups["01_theory"]
     assert page.select_one("cite a")["href"] == "#ref-huang2018"
-    entries = page.select(".references li")
-    assert [entry["id"] for entry in entries] == ["ref-huang2018"]
-    expected = "C.-W. Huang and S. Tan (2018). Improving Explorability. NeurIPS. arXiv:1809.01818"
-    assert entries[0].get_text().strip() == expected
+    (entry,) = page.select(".references li")
+    assert entry["id"] == "ref-huang2018"
+    text = "C.-W. Huang and S. Tan. Improving Explorability. In NeurIPS. 2018. arXiv:1809.01818."
+    assert " ".join(entry.get_text().split()) == text
+    assert entry.a["href"] == "https://arxiv.org/abs/1809.01818"
     assert built.soups["00_summary"].select_one(".references") is None
+
+
+def test_every_entry_of_the_bibliography_can_be_shown(tmp_path):
+    shutil.copy(ROOT / "notebooks/references.bib", tmp_path)
+    keys = list(load_bibliography(tmp_path / "references.bib").entries)
+    page = page_of(tmp_path, new_markdown_cell(f'<cite data-cite="{",".join(keys)}">all</cite>'))
+    assert sorted(entry["id"] for entry in page.select(".references li")) == sorted(f"ref-{key}" for key in keys)
 
 
 def test_links_between_notebooks_become_links_between_pages(built):
@@ -347,12 +458,11 @@ def test_links_between_notebooks_become_links_between_pages(built):
 def test_only_mathematics_is_marked_as_mathematics(built):
     page = built.soups["01_theory"]
     formulas = [formula.get_text() for formula in page.select(".prose .math")]
-    assert formulas[1:4] == [
+    assert formulas[1:] == [
         r"$\log Z$",
         r"$\log Z \ge \mathbb{E}_q[\log f - \log q]$",
         r"\begin{align*} a &= b \\ c &= d \end{align*}",
     ]
-    assert len(formulas) == 4
     assert "@font-face" in page.select_one("style").get_text()
     assert "@font-face" not in built.soups["02_toys"].select_one("style").get_text()
 
@@ -373,75 +483,87 @@ def test_the_index_has_a_card_for_each_notebook_and_the_claims(built):
     assert "two seeds" in index.get_text()
 
 
-def test_stderr_and_progress_bars_do_not_show(tmp_path):
-    cell = code("work()")
-    cell.outputs = [
+@pytest.mark.parametrize(
+    ("printed", "shown"),
+    [
+        ("alpha\r\nbeta", "alpha\r\nbeta"),
+        ("1/2\r2/2\r\x1b[31mdone\x1b[0m\n", "done"),
+        ("a < b & c", "a < b & c"),
+    ],
+)
+def test_of_what_is_printed_only_the_states_of_a_progress_bar_are_lost(printed, shown, tmp_path):
+    page = page_of(tmp_path, with_outputs("work()", new_output("stream", name="stdout", text=printed)))
+    assert page.select_one("pre.output").get_text() == shown
+
+
+def test_stderr_and_widgets_do_not_show(tmp_path):
+    cell = with_outputs(
+        "work()",
         new_output("stream", name="stderr", text="  0%|   |"),
-        new_output("stream", name="stdout", text="1/2\r2/2\r\x1b[31mdone\x1b[0m\n"),
         new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}, "text/plain": "HBox()"}),
-        new_output("display_data", data={"text/html": "<b>as is</b>"}),
-    ]
-    page = BeautifulSoup(render_page(new_notebook(cells=[cell]), "a", {"a": "A"}, tmp_path), "html.parser")
-    assert page.select_one("pre.output").get_text() == "done"
+        new_output("execute_result", data={"text/html": "<style>td {}</style><table><td>1</td></table>"}),
+    )
+    page = page_of(tmp_path, cell)
     assert page.select_one(".stderr").has_attr("hidden")
-    assert "HBox" not in page.get_text()
-    assert page.select_one(".html b").get_text() == "as is"
+    assert "HBox" not in page.get_text() and "td {}" not in page.get_text()
+    assert page.select_one(".html td").get_text() == "1"
 
 
-def test_a_folded_cell_says_whether_it_draws_or_makes_a_table(tmp_path):
+def test_a_cell_says_whether_it_draws_or_makes_a_table_and_a_list_stands_on_one_line(tmp_path):
     sources = ("plotting.table(rows)", "plotting.show(figure)", "plotting.table(rows)\nplotting.show(figure)", "x = 1")
-    cells = [new_code_cell(source, metadata={"tags": ["fold"]}) for source in sources]
-    page = BeautifulSoup(render_page(new_notebook(cells=cells), "a", {"a": "A"}, tmp_path), "html.parser")
+    lists = code("seeds = [\n    0,\n    1,\n]  # of the runs", "parameters")
+    page = page_of(tmp_path, *map(new_code_cell, sources), lists)
     said = [summary.get_text() for summary in page.select("details.code summary")]
-    assert said == ["code: table", "code: plotting", "code: plotting", "code"]
+    assert said == ["code: table", "code: plotting", "code: plotting", "code", "code"]
+    assert page.select_one(".parameters td:nth-child(2)").get_text() == "[0, 1]"
 
 
 def test_a_hidden_cell_shows_when_it_fails(tmp_path):
-    cell = code("check_parameters()", "hide")
-    cell.outputs = [
-        new_output("error", ename="ParameterError", evalue="unknown", traceback=["ParameterError: unknown"])
-    ]
-    assert "ParameterError: unknown" in render_page(new_notebook(cells=[cell]), "a", {"a": "A"}, tmp_path)
-
-
-def test_a_kernel_that_crashes_is_named_and_what_was_said_of_it_is_kept(tmp_path):
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    crash = "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)"
-    write_notebook(folder / "01_crash.ipynb", new_markdown_cell("# Crash"), code(crash))
-    (tmp_path / "profiles").mkdir()
-    (tmp_path / "profiles" / "quick.yaml").write_text("description: one crash\n")
-    result = command(tmp_path)
-    assert result.returncode == 1
-    *words, line = result.stderr.splitlines()
-    assert line.startswith("annealed: 01_crash: code cell 1 (In [1]) failed: DeadKernelError: ")
-    assert any("died" in word for word in words)
-
-
-def test_a_kernel_that_dies_is_blamed_on_the_cell_that_ran():
-    cells = [new_markdown_cell("x"), code("1"), code("exit"), code("2")]
-    cells[1].execution_count, cells[2].execution_count = 1, 2
-    expected = {"cell": 2, "execution_count": 2, "error": "DeadKernelError: Kernel died"}
-    assert find_failure(cells, "DeadKernelError: Kernel died") == expected
-
-
-@pytest.mark.parametrize("began", [0, 1, 2])
-def test_a_kernel_that_dies_before_it_says_that_a_cell_began_is_no_success(began):
-    cells = [code("1"), code("exit"), code("2")]
-    for cell in cells[:began]:
-        cell.metadata["papermill"] = {"start_time": "2026-01-01T00:00:00"}
-    if began == 2:
-        cells[0].execution_count = 1
-    last = max(began, 1)
-    expected = {"cell": last, "execution_count": began, "error": "DeadKernelError: Kernel died"}
-    assert find_failure(cells, "DeadKernelError: Kernel died") == expected
-    assert find_failure(cells, None) is None
+    error = new_output("error", ename="ParameterError", evalue="unknown", traceback=["ParameterError: unknown"])
+    page = page_of(tmp_path, with_outputs("check_parameters()", error, tags=("hide",)))
+    assert "ParameterError: unknown" in page.select_one(".error").get_text()
 
 
 def test_repeated_headings_get_anchors_of_their_own(tmp_path):
-    notebook = new_notebook(cells=[new_markdown_cell("# A\n## The $x$ part\n"), new_markdown_cell("## The $x$ part")])
-    page = BeautifulSoup(render_page(notebook, "a", {"a": "A"}, tmp_path), "html.parser")
+    page = page_of(tmp_path, new_markdown_cell("# A\n## The $x$ part\n"), new_markdown_cell("## The $x$ part"))
     assert [heading["id"] for heading in page.select("h2")] == ["The-$x$-part", "The-$x$-part-2"]
+
+
+ATTACK = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"> [b](javascript:x)"
+QUOTED = "\"><script>document.title = 'taken'</script>"
+
+
+def attacked(tmp_path: Path) -> str:
+    """A page whose every part tries to run a script."""
+    image = {"image/png": {"alt": QUOTED}}
+    caption = new_output("display_data", data={"text/markdown": ATTACK}, metadata={"annealed": "caption"})
+    cells = [
+        new_markdown_cell(f"# A\n{ATTACK}\n\n## {ATTACK}\n\n$x$"),
+        code(f"seeds = 2  # {ATTACK}", "parameters"),
+        with_outputs(
+            f"# {QUOTED}",
+            new_output("display_data", data={"image/png": PIXEL}, metadata=image),
+            caption,
+            new_output("display_data", data={"text/html": ATTACK}),
+            new_output("display_data", data={"image/png": QUOTED}),
+            new_output("stream", name="stdout", text=QUOTED),
+            new_output("error", ename=QUOTED, evalue=QUOTED, traceback=[QUOTED]),
+        ),
+    ]
+    facts = {"profile": QUOTED, "date": QUOTED, "seconds": 1, "python": QUOTED, "packages": {QUOTED: QUOTED}}
+    facts |= {"cores": QUOTED, "failure": {"cell": 1, "error": QUOTED}}
+    notebook = new_notebook(cells=cells, metadata={"annealed": facts})
+    return render_page(notebook, "a", {"a": f"A {QUOTED}"}, tmp_path)
+
+
+def test_nothing_that_a_notebook_says_can_run_in_its_page(tmp_path):
+    page = BeautifulSoup(attacked(tmp_path), "html.parser")
+    assert len(page.select("script")) == 1
+    for tag in page.find_all(True):
+        assert not [name for name in tag.attrs if name.startswith("on")], tag
+        assert not str(tag.get("href", "")).startswith("javascript:"), tag
+    policy = page.select_one("meta[http-equiv]")["content"]
+    assert re.search(r"script-src 'sha256-[\w+/]{43}='$", policy)
 
 
 # ---- the check of the pages
@@ -504,10 +626,10 @@ def executed_notebook() -> nbformat.NotebookNode:
 
 
 def test_stored_outputs_are_the_same_wherever_they_were_made(tmp_path):
-    job = Job("a", tmp_path, tmp_path / "out", "defaults", {}, {"a": "A"})
+    job = planning.Job("a", tmp_path, tmp_path / "out", "defaults", {}, {"a": "A"}, "key")
     job.executed.parent.mkdir(parents=True)
     nbformat.write(executed_notebook(), job.executed)
-    store_outputs([job])
+    execution.store_outputs([job])
     text = (tmp_path / "a.ipynb").read_text()
     assert text.endswith("}\n")
     assert text.startswith('{\n "cells"')
@@ -530,7 +652,7 @@ def test_outputs_that_are_true_of_one_machine_only_are_not_stored(text):
     notebook = executed_notebook()
     notebook.cells[0].outputs[2].data["text/plain"] = text
     with pytest.raises(ReportError, match="code cell 1 prints what is true of one machine only"):
-        clean(notebook)
+        execution.clean(notebook)
 
 
 def test_outputs_are_stored_only_when_every_notebook_succeeds(project):
@@ -596,16 +718,22 @@ def test_a_browser_without_network_draws_every_formula_and_complains_of_nothing(
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
-def test_the_browser_check_would_notice(tmp_path):
-    bad = new_notebook(cells=[new_markdown_cell(r"$\frac{1}$"), code("x")])
-    bad.cells[1].outputs = [
-        new_output("display_data", data={"text/html": "<script>lost()</script><img src='http://a.example/b'>"})
-    ]
-    (tmp_path / "a.html").write_text(render_page(bad, "a", {"a": "A"}, tmp_path))
+def test_a_browser_runs_the_script_of_a_page_and_nothing_that_its_notebook_says(tmp_path):
+    (tmp_path / "a.html").write_text(attacked(tmp_path))
+    drawn, _ = open_in_browser(tmp_path / "a.html", tmp_path / "profile")
+    assert drawn.select(".math > .katex") and drawn.title.get_text() != "taken"
+    planted = "<script>document.title = 'taken'</script></body>"
+    (tmp_path / "a.html").write_text(attacked(tmp_path).replace("</body>", planted))
     drawn, console = open_in_browser(tmp_path / "a.html", tmp_path / "profile")
-    assert drawn.select(".katex-error")
-    assert any("lost is not defined" in line for line in console)
-    assert any("Content Security Policy" in line for line in console)
+    assert drawn.title.get_text() != "taken" and any("Content Security Policy" in line for line in console)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+def test_the_browser_check_would_notice(tmp_path):
+    bad = new_notebook(cells=[new_markdown_cell(r"$\frac{1}$")])
+    (tmp_path / "a.html").write_text(render_page(bad, "a", {"a": "A"}, tmp_path))
+    assert open_in_browser(tmp_path / "a.html", tmp_path / "profile")[0].select(".katex-error")
     (tmp_path / "wide.html").write_text("<!DOCTYPE html><div style='width: 500px'>wide</div>")
     assert width_on_a_phone(tmp_path / "wide.html", tmp_path / "profile") > 380
 

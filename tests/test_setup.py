@@ -72,7 +72,7 @@ def fake_uv(tmp_path: Path) -> dict[str, str]:
     return {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
 
 
-@pytest.mark.parametrize("extra", ["", "report", "test"])
+@pytest.mark.parametrize("extra", ["", "mnist", "report", "test"])
 def test_the_lock_has_every_dependency_within_its_bounds(extra):
     lock = locked()
     for requirement in declared(extra):
@@ -81,17 +81,37 @@ def test_the_lock_has_every_dependency_within_its_bounds(extra):
         assert requirement.specifier.contains(pin.version), f"{requirement} but the lock has {pin.version}"
 
 
-def test_every_package_that_annealed_core_imports_is_declared():
-    extras = ("", "report", "test", "bench")
-    known = {canonicalize_name(r.name) for extra in extras for r in declared(extra)} | {PROJECT["name"]}
+def imports(file: Path, everywhere: bool) -> set[str]:
+    """The packages that a file imports: anywhere in it, or when it is imported."""
+    tree = ast.parse(file.read_text())
+    found = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+        found |= {name.split(".")[0] for name in names}
+    return found - sys.stdlib_module_names - {"", "annealed_core", "annealed_report"}
+
+
+@pytest.mark.parametrize(
+    ("package", "everywhere", "extras"),
+    [
+        ("annealed_core", False, ("",)),  # the library alone
+        ("annealed_core", True, ("", "mnist")),
+        ("annealed_report", True, ("", "report")),
+    ],
+)
+def test_what_a_package_imports_is_declared(package, everywhere, extras):
+    known = {canonicalize_name(r.name) for extra in extras for r in declared(extra)}
     providers = metadata.packages_distributions()
-    for file in sorted((ROOT / "annealed_core").glob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
-            for package in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {PROJECT["name"]}:
-                owners = {canonicalize_name(owner) for owner in providers.get(package, [package])}
-                assert owners & known, f"{file.name} imports {package}, which pyproject.toml does not declare"
+    for file in sorted((ROOT / package).rglob("*.py")):
+        for imported in imports(file, everywhere):
+            owners = {canonicalize_name(owner) for owner in providers.get(imported, [imported])}
+            assert owners & known, f"{file.relative_to(ROOT)} imports {imported}, which {extras} do not declare"
+
+
+def test_the_library_does_not_import_the_report():
+    for file in sorted((ROOT / "annealed_core").rglob("*.py")):
+        assert not re.search(r"^\s*(from|import) annealed_report", file.read_text(), re.MULTILINE), file
 
 
 def test_the_lock_pins_versions_and_names_no_host_or_path():
@@ -174,7 +194,7 @@ def test_an_interrupted_set_up_is_made_anew_and_foreign_environments_are_kept(tm
 
 def test_with_an_active_environment_nothing_is_installed():
     commands = make("--dry-run", "report", "PY=python").stdout
-    assert commands.strip() == "python -m annealed_core.report --profile quick"
+    assert commands.strip() == "python -m annealed_report --profile quick"
 
 
 def test_ci_runs_what_the_readme_tells():

@@ -12,8 +12,12 @@ from annealed_core.energies import MANY_WELL_RIGHT
 from annealed_core.kernels import DiagonalGaussian
 from annealed_core.targets import (
     ENERGIES,
+    GeometricAlphas,
     GeometricPath,
-    check_target,
+    LearnedAlphas,
+    LinearAlphas,
+    check_alphas,
+    exponents,
     find,
     geometric_alphas,
     linear_alphas,
@@ -192,78 +196,63 @@ def test_the_many_well_is_a_sum_over_pairs_that_do_not_act_on_each_other():
     torch.testing.assert_close(parts[3], -(x1**4) + 6 * x1**2 + 0.5 * x1 - 0.5 * x2**2)
 
 
-class Custom:
-    """A user's target, of a given log f."""
-
-    dim = 3
-
-    def __init__(self, log_prob):
-        self.log_prob = log_prob
+EXPONENTS = [LinearAlphas(), GeometricAlphas(), GeometricAlphas(0.2), LearnedAlphas()]
 
 
-UNFIT = [
-    (lambda z: z.sum(), "log_prob of z (8, 3) must have shape (8,), got ()"),
-    (lambda z: z.sum(-1).log(), "log_prob is nan at z = (-1, -1, -1)"),
-    (lambda z: 1 / (z * 0).sum(-1).abs(), "log_prob is inf at z = (-1, -1, -1)"),
-    (lambda z: z[:, 3], "log_prob fails for z of shape (8, 3): index 3 is out of bounds for dimension 1 with size 3"),
-]
-NO_GRADIENT = (
-    "log_prob has no gradient with respect to z: compute it with torch operations on z, without detach() or numpy"
-)
-NOT_DIFFERENTIABLE = [
-    (lambda z: -z.detach().square().sum(-1), NO_GRADIENT),
-    (lambda z: torch.from_numpy(-(z.numpy() ** 2).sum(-1)), NO_GRADIENT),
-    (lambda z: torch.tensor([-sum(x * x for x in row) for row in z.tolist()]), NO_GRADIENT),
-    (torch.no_grad()(lambda z: -z.square().sum(-1)), NO_GRADIENT),
-    (lambda z: z.detach().sum(-1) * torch.ones((), requires_grad=True), NO_GRADIENT),
-    (lambda z: (z * 0).square().sum(-1).sqrt(), "the gradient of log_prob is nan at z = (-1, -1, -1)"),
-]
+@pytest.mark.parametrize("alphas", EXPONENTS, ids=repr)
+@pytest.mark.parametrize("n", [1, 2, 3, 32])
+def test_exponents_rise_from_exactly_zero_to_exactly_one(alphas, n):
+    check_alphas(alphas(n))
+    assert alphas(n).shape == (n + 1,) and torch.equal(exponents(alphas, n), alphas(n))
+    assert len(GeometricPath(DiagonalGaussian.isotropic(2), ENERGIES["A"], alphas(n))) == n + 1
 
 
-@every_energy
-def test_every_energy_passes_the_check_of_targets(name):
-    check_target(ENERGIES[name], differentiable=True)
-
-
-@pytest.mark.parametrize("differentiable", [False, True])
-@pytest.mark.parametrize(("log_prob", "message"), UNFIT)
-def test_a_target_without_finite_values_of_the_right_shape_is_refused(log_prob, message, differentiable):
-    with pytest.raises(ValueError, match=f"^{re.escape('target Custom: ' + message)}$"):
-        check_target(Custom(log_prob), differentiable=differentiable)
-
-
-@pytest.mark.parametrize(("log_prob", "message"), NOT_DIFFERENTIABLE)
-def test_a_target_without_a_finite_gradient_is_refused_where_one_is_needed(log_prob, message):
-    check_target(Custom(log_prob))
-    with pytest.raises(ValueError, match=f"^{re.escape('target Custom: ' + message)}$"):
-        check_target(Custom(log_prob), differentiable=True)
-
-
-def test_the_check_for_gradients_leaves_none_behind_and_works_without_gradients_around_it():
-    weight = torch.ones((), requires_grad=True)
-    with torch.no_grad():
-        check_target(Custom(lambda z: -weight * z.square().sum(-1)), differentiable=True)
-    assert weight.grad is None
-
-
-def test_linear_alphas_rise_from_zero_to_one():
+def test_linear_alphas_are_equally_spaced_and_geometric_ones_by_a_constant_factor():
     torch.testing.assert_close(linear_alphas(4), torch.tensor([0, 0.25, 0.5, 0.75, 1]))
-
-
-def test_geometric_alphas_rise_from_zero_by_a_constant_factor_to_exactly_one():
     torch.testing.assert_close(geometric_alphas(3), torch.tensor([0, 0.01, 0.1, 1]))
-    for n_transitions in range(1, 33):
-        alphas = geometric_alphas(n_transitions, 0.2)
-        assert len(GeometricPath(DiagonalGaussian.isotropic(2), ENERGIES["A"], alphas)) == n_transitions + 1
-        factors = alphas[2:] / alphas[1:-1]
-        torch.testing.assert_close(factors, factors[:1].expand_as(factors))
-    assert geometric_alphas(1).tolist() == [0, 1]
+    factors = geometric_alphas(32, 0.2)[2:] / geometric_alphas(32, 0.2)[1:-1]
+    torch.testing.assert_close(factors, factors[:1].expand_as(factors))
+    for described, plain in ((LinearAlphas(), linear_alphas(5)), (GeometricAlphas(0.2), geometric_alphas(5, 0.2))):
+        assert torch.equal(described(5), plain)
+    assert torch.equal(LearnedAlphas()(5), linear_alphas(5))
 
 
 @pytest.mark.parametrize("first", [0.0, 1.0, -0.1, math.nan])
 def test_geometric_alphas_refuse_a_first_exponent_outside_zero_to_one(first):
     with pytest.raises(ValueError, match=r"^first must lie in \(0, 1\), got"):
         geometric_alphas(4, first)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_learned_exponents_start_equally_spaced_and_rise_whatever_their_weights(batch):
+    path = LearnedAlphas().build(4, batch)
+    assert path().shape == path(4).shape == (5, *batch)
+    torch.testing.assert_close(path(), linear_alphas(4).view(-1, *[1] * len(batch)).expand(5, *batch))
+    with torch.no_grad():
+        path.logits.copy_(30 * torch.randn(4, *batch, generator=torch.Generator().manual_seed(0)))
+    check_alphas(path())
+    assert path().diff(dim=0).min() > 0.9 * path.SMALLEST
+    (gradient,) = torch.autograd.grad(path()[2].sum(), path.logits)
+    assert gradient.isfinite().all() and gradient.any()
+
+
+WRONG = [[0.0], [0.0, 0.5], [0.1, 1.0], [0.0, 0.6, 0.4, 1.0], [0.0, 0.5, 0.5, 1.0], [0.0, math.nan, 1.0], [[0.0, 1.0]]]
+
+
+@pytest.mark.parametrize("alphas", WRONG)
+@pytest.mark.parametrize("given", ["path", "numbers", "function"])
+def test_exponents_that_do_not_rise_from_zero_to_one_are_refused(alphas, given):
+    with pytest.raises(ValueError, match="alphas must rise from 0 to 1, got"):
+        if given == "path":
+            GeometricPath(DiagonalGaussian.isotropic(2), ENERGIES["A"], alphas)
+        else:
+            exponents(alphas if given == "numbers" else lambda n: torch.tensor(alphas), len(alphas) - 1)
+
+
+@pytest.mark.parametrize("alphas", [[0.0, 1.0], lambda n: linear_alphas(n - 1), LearnedAlphas().build(1)])
+def test_exponents_of_another_number_of_transitions_are_refused(alphas):
+    with pytest.raises(ValueError, match=r"^alphas must have 3 values for 2 transitions, got 2$"):
+        exponents(alphas, 2)
 
 
 @every_energy
@@ -278,15 +267,6 @@ def test_the_path_leads_from_base_to_target(name):
     torch.testing.assert_close(path[1].log_prob(z), 0.25 * last + 0.75 * first)
 
 
-@pytest.mark.parametrize(
-    "alphas",
-    [[0.0], [0.0, 0.5], [0.1, 1.0], [0.0, 0.6, 0.4, 1.0], [0.0, 0.5, 0.5, 1.0], [0.0, math.nan, 1.0], [[0.0, 1.0]]],
-)
-def test_a_path_refuses_alphas_that_do_not_rise_from_zero_to_one(alphas):
-    with pytest.raises(ValueError, match="alphas must rise from 0 to 1, got"):
-        GeometricPath(DiagonalGaussian.isotropic(2), ENERGIES["A"], alphas)
-
-
 @every_energy_of_the_plane
 def test_quadrature_gives_the_log_normalizer_of_every_intermediate_target(name):
     target, alphas = ENERGIES[name], linear_alphas(16)
@@ -294,7 +274,7 @@ def test_quadrature_gives_the_log_normalizer_of_every_intermediate_target(name):
     path = GeometricPath(base, target, alphas)
     z, area = evidence.grid(1.5 * max(target.support, 5 * target.base_scale), 500)
     log_target, log_base = target.log_prob(z).flatten(), base.log_prob(z).flatten()
-    for step in (0, 1, 2, 4, 8, 12, 15, 16):
+    for step in (0, 1, 4, 12, 16):
         alpha = float(alphas[step])
         truth = float(torch.logsumexp(alpha * log_target + (1 - alpha) * log_base, 0)) + math.log(area)
         found = evidence.log_normalizer_quadrature(path[step], points=300)

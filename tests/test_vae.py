@@ -1,22 +1,30 @@
-"""The auto-encoder: its densities against torch.distributions, its likelihood against quadrature."""
+"""The auto-encoder with either decoder: densities against torch.distributions, its likelihood against quadrature."""
 
+import itertools
 import math
 
 import pytest
 import torch
 from torch.distributions import Bernoulli, Normal
-from torch.nn.functional import softplus
 
 from annealed_core import evidence
+from annealed_core.chain import Chain
 from annealed_core.kernels import GatedGaussianPair
-from annealed_core.layers import sum_softplus
-from annealed_core.vae import VAE, Decoder, Encoder, Joint, mlp
+from annealed_core.vae import VAE, Autoregressive, AutoregressiveDecoder, Decoder, Encoder, Independent, Joint, mlp
+
+every_decoder = pytest.mark.parametrize("decoder", [Independent(), Autoregressive()], ids=repr)
+in_both_modes = pytest.mark.parametrize("train", [False, True])
 
 
-def tiny(latents=2, width=6, n_transitions=0, seed=0):
-    torch.manual_seed(seed)
-    vae = VAE(latents, width, (GatedGaussianPair(latents, 5, width) for _ in range(n_transitions)))
-    return vae.double().eval()
+def tiny(decoder, latents=2, width=6, n_transitions=0, **given):
+    torch.manual_seed(0)
+    kernels = (GatedGaussianPair(latents, 5, width) for _ in range(n_transitions))
+    vae = VAE(latents, width, kernels, decoder, **given).double().eval()
+    with torch.no_grad():
+        vae.encoder.outputs.bias[latents:] = 1.0  # wider than the true posterior, so that few samples are enough
+        for weight in (p for p in vae.decoder.outputs.parameters() if p.ndim == 2):
+            weight.mul_(0.7)
+    return vae
 
 
 def images(n=4):
@@ -25,6 +33,10 @@ def images(n=4):
 
 def draw(*shape):
     return torch.randn(shape, dtype=torch.float64)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def test_mlp_is_linear_batch_norm_and_leaky_relu_for_each_pair_of_sizes():
@@ -38,6 +50,19 @@ def test_the_default_network_is_that_of_the_report():
     assert shapes == [(300, 784), (300, 300), (80, 300), (300, 40), (300, 300), (784, 300)]
 
 
+@pytest.mark.parametrize(("given", "kind"), [((), Decoder), ((Autoregressive(),), AutoregressiveDecoder)])
+def test_decoders_are_drawn_after_the_encoder_and_before_the_kernels_and_the_independent_one_is_the_default(
+    given, kind
+):
+    torch.manual_seed(3)
+    expected = [Encoder(2, 6), kind(2, 6), GatedGaussianPair(2, 5, 6)]
+    torch.manual_seed(3)
+    vae = VAE(2, 6, (GatedGaussianPair(2, 5, 6) for _ in range(1)), *given)
+    assert type(vae.decoder) is kind
+    for part, other in zip((vae.encoder, vae.decoder, vae.kernels[0]), expected, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(part.parameters(), other.parameters(), strict=True))
+
+
 def test_the_encoder_gives_a_base_for_each_image_and_features_for_the_kernels():
     encoder = Encoder(3, 10).double().eval()
     base, features = encoder(images(6))
@@ -45,43 +70,45 @@ def test_the_encoder_gives_a_base_for_each_image_and_features_for_the_kernels():
     assert (base.scale > 0).all()
 
 
-@pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 4, 6)])
-def test_the_decoder_gives_logits_for_every_sample(shape):
-    decoder = Decoder(3, 10).double().eval()
-    z = draw(*shape, 3)
-    logits = decoder(z)
+@every_decoder
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)])
+def test_every_sample_has_the_logits_that_it_has_alone(decoder, shape):
+    vae, x = tiny(decoder), images()
+    z = draw(*shape, 2)
+    logits = vae.decoder(z, x)
     assert logits.shape == (*shape, 784)
-    last = tuple(n - 1 for n in shape)
-    torch.testing.assert_close(logits[last], decoder(z[last].unsqueeze(0)).squeeze(0))
+    for index in itertools.product(*map(range, shape)):
+        alone = vae.decoder(z[index].unsqueeze(0), x[index[-1]].unsqueeze(0))
+        torch.testing.assert_close(logits[index], alone.squeeze(0))
 
 
+@every_decoder
 @pytest.mark.parametrize("shape", [(4,), (3, 4)])
-def test_the_joint_is_bernoulli_likelihood_times_standard_normal_prior(shape):
-    vae, x = tiny(), images()
+def test_the_joint_is_bernoulli_likelihood_times_standard_normal_prior(decoder, shape):
+    vae, x = tiny(decoder), images()
     z = draw(*shape, 2)
     joint = vae.joint(x)
-    likelihood = Bernoulli(logits=vae.decoder(z)).log_prob(x).sum(-1)
+    likelihood = Bernoulli(logits=vae.decoder(z, x)).log_prob(x).sum(-1)
     prior = Normal(0.0, 1.0).log_prob(z).sum(-1)
     torch.testing.assert_close(joint.log_likelihood(z), likelihood)
     torch.testing.assert_close(joint.log_prior(z), prior)
     torch.testing.assert_close(joint.log_prob(z), likelihood + prior)
+    torch.testing.assert_close(joint[1:3].log_prob(z[..., 1:3, :]), joint.log_prob(z)[..., 1:3])
+    assert joint.dim == joint[1:3].dim == 2 and len(joint[1:3].x) == 2
 
 
 def test_the_likelihood_of_confident_logits_does_not_overflow():
-    joint = Joint(lambda z: 1e4 * torch.ones(784, dtype=torch.float64), torch.ones(1, 784, dtype=torch.float64), 2)
-    assert joint.log_likelihood(draw(1, 2)) == 0
-    joint.x = torch.zeros(1, 784, dtype=torch.float64)
-    assert joint.log_likelihood(draw(1, 2)) == pytest.approx(-784e4)
+    for pixel, value in ((1.0, 0.0), (0.0, -784e4)):
+        x = torch.full((1, 784), pixel)
+        joint = Joint(lambda z, x: torch.full((1, 784), 1e4), x, 2)
+        assert joint.log_likelihood(torch.zeros(1, 2)) == pytest.approx(value)
 
 
+@every_decoder
 @pytest.mark.parametrize("n_transitions", [0, 2])
-def test_importance_sampling_agrees_with_quadrature_over_two_latents(n_transitions):
-    vae = tiny(n_transitions=n_transitions)
-    with torch.no_grad():
-        vae.decoder.outputs.weight.mul_(0.7)  # weights with little spread, so that few samples are enough
-    x = images(3)
-    torch.manual_seed(1)
-    log_weights = evidence.importance_sampling(vae.posterior(x), vae.joint(x), 4000)
+def test_importance_sampling_agrees_with_quadrature_over_two_latents(decoder, n_transitions):
+    vae, x = tiny(decoder, n_transitions=n_transitions), images(3)
+    log_weights = evidence.importance_sampling(vae.posterior(x, generator(1)), vae.joint(x), 4000)
     estimate, error = evidence.log_mean_weight(log_weights)
     assert estimate.shape == (3,) and (error < 0.1).all()
     z, area = evidence.grid(7.0, 90)
@@ -94,82 +121,62 @@ def test_importance_sampling_agrees_with_quadrature_over_two_latents(n_transitio
 
 
 def test_the_posterior_is_a_chain_over_the_vaes_kernels_conditioned_on_the_features():
-    vae, x = tiny(n_transitions=2), images()
+    vae, x = tiny(Independent(), n_transitions=2), images()
     chain = vae.posterior(x)
     base, features = vae.encoder(x)
-    assert len(chain) == 2 and chain.kernels is vae.kernels
+    assert type(chain) is Chain and len(chain) == 2 and chain.kernels is vae.kernels
     assert torch.equal(chain.base.loc, base.loc) and torch.equal(chain.context, features)
+    assert torch.equal(vae.posterior(x, generator()).rsample(3).z, vae.posterior(x, generator()).rsample(3).z)
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_a_frozen_joint_has_evaluation_modes_values_and_lets_gradients_through_to_z_alone(train):
-    vae, x = tiny(), images()
-    z = draw(4, 2).requires_grad_()
-    expected = vae.joint(x).log_prob(z)
-    (gradient,) = torch.autograd.grad(expected.sum(), z)
-    vae.train(train)
-    value = vae.joint(x).frozen().log_prob(z)
-    torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(torch.autograd.grad(value.sum(), z, retain_graph=True)[0], gradient)
-    assert all(
-        found is None for found in torch.autograd.grad(value.sum(), list(vae.decoder.parameters()), allow_unused=True)
-    )
-    assert vae.decoder.training == train
+def test_from_the_prior_the_kernels_alone_see_the_image_and_another_base_is_refused():
+    vae, x = tiny(Independent(), n_transitions=1, base="prior"), images()
+    chain = vae.posterior(x)
+    assert not chain.base.loc.any() and (chain.base.scale == 1).all() and chain.base.batch_shape == (4,)
+    assert torch.equal(chain.context, vae.encoder(x)[1])
+    with pytest.raises(ValueError, match=r"^unknown base 'image': choose one of encoder, prior$"):
+        VAE(2, 6, base="image")
 
 
-def test_decoded_latents_and_reconstructions_are_probabilities_of_pixels():
-    vae, x = tiny(n_transitions=1).float(), images().float()
-    for probabilities, shape in ((vae.decode(torch.randn(3, 7, 2)), (3, 7)), (vae.reconstruct(x), (4,))):
-        assert probabilities.shape == (*shape, 784) and not probabilities.requires_grad
-        assert ((probabilities > 0) & (probabilities < 1)).all()
+def test_the_chains_class_and_what_freezes_a_decoder_can_be_chosen():
+    class Own(Chain):
+        """A faster one."""
+
+    frozen, decoder = [], lambda z, x: torch.zeros(len(z), 784)
+    vae = tiny(Independent(), chain=Own, freeze=lambda network: frozen.append(network) or decoder)
+    joint = vae.joint(images())
+    assert type(vae.posterior(images())) is Own and joint[:2].frozen().decoder is decoder
+    assert joint.frozen().frozen().decoder is decoder and frozen == [vae.decoder] * 2  # once is enough
 
 
-@pytest.mark.parametrize("n", [1, 2, 111, 112, 113, 784, 2000])
-@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0, 1e6])
-def test_the_sum_of_softplus_is_that_in_double_precision(n, scale):
-    torch.manual_seed(n)
-    logits = scale * torch.randn(7, n)
-    expected = torch.logaddexp(logits.double(), torch.zeros(())).sum(-1)  # softplus itself is wrong by 2e-9 above 20
-    torch.testing.assert_close(sum_softplus(logits).double(), expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(sum_softplus(logits.double()), expected, rtol=1e-13, atol=1e-13)
-
-
-@pytest.mark.parametrize("logit", [0.0, 30.0, -30.0, 88.0, -88.0, 1e4, -1e4])
-def test_many_equal_logits_neither_overflow_nor_underflow(logit):
-    logits = torch.full((784,), logit)
-    torch.testing.assert_close(sum_softplus(logits), softplus(logits.double()).sum().float(), rtol=1e-6, atol=5e-5)
-
-
-def test_the_sum_of_softplus_of_what_is_not_finite_says_so():
-    found = [float(sum_softplus(torch.tensor([1.0, logit]))) for logit in (math.inf, -math.inf, math.nan)]
-    assert found[0] == math.inf and found[1] == pytest.approx(math.log1p(math.e)) and math.isnan(found[2])
-
-
-@pytest.mark.parametrize("shape", [(5,), (3, 130), (2, 3, 4)])
-def test_the_sum_of_softplus_has_its_gradient_and_that_of_its_gradient(shape):
-    logits = (3 * draw(*shape)).requires_grad_()
-    assert torch.autograd.gradcheck(sum_softplus, logits) and torch.autograd.gradgradcheck(sum_softplus, logits)
-
-
-def test_the_sum_of_softplus_can_be_mapped_and_differentiated_by_torch_func():
-    logits = draw(4, 6)
-    slopes = torch.func.vmap(torch.func.grad(sum_softplus))(logits)
-    torch.testing.assert_close(slopes, torch.sigmoid(logits))
-
-
-@pytest.mark.parametrize("layers", ["plain", "gated"])
-@pytest.mark.parametrize("train", [False, True])
-def test_a_frozen_decoder_is_the_one_of_evaluation_mode_as_it_stands(layers, train):
-    torch.manual_seed(0)
-    vae, x, z = VAE(3, 10, layers=layers).double(), images(), draw(5, 4, 3).requires_grad_()
-    for parameter in vae.decoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    vae.joint(x).log_prob(3 * z)  # batch statistics
-    frozen = vae.train(train).joint(x).frozen()
-    value = frozen.log_likelihood(z).sum()
-    (slope,) = torch.autograd.grad(value, z)
+@every_decoder
+@in_both_modes
+@pytest.mark.parametrize("shape", [(4,), (3, 4)])
+def test_a_frozen_joint_is_that_of_evaluation_mode_and_lets_gradients_through_to_z_alone(decoder, train, shape):
+    vae, x, z = tiny(decoder, 3), images(), draw(*shape, 3).requires_grad_()
+    vae.train().joint(x).log_prob(3 * z)  # batch statistics
+    frozen, weights = vae.train(train).joint(x).frozen(), list(vae.decoder.parameters())
+    value = frozen.log_prob(z)
+    found = torch.autograd.grad(value.sum(), [z, *weights], allow_unused=True)
     assert all(module.training == train for module in vae.modules())
-    plain = vae.eval().joint(x).log_likelihood(z).sum()
+    plain = vae.eval().joint(x).log_prob(z)
     torch.testing.assert_close(value, plain)
-    torch.testing.assert_close(slope, torch.autograd.grad(plain, z)[0])
+    torch.testing.assert_close(found[0], torch.autograd.grad(plain.sum(), z, retain_graph=True)[0])
+    assert found[0].abs().min() > 0 and all(each is None for each in found[1:])
+    assert all(each.any() for each in torch.autograd.grad(plain.sum(), weights))
     assert not frozen.frozen().log_likelihood(z.detach()).requires_grad
+
+
+@every_decoder
+def test_decoded_latents_and_reconstructions_are_probabilities_of_pixels_or_drawn_images(decoder):
+    vae, x, z = tiny(decoder, n_transitions=1).float(), images().float(), torch.randn(3, 7, 2)
+    before = torch.get_rng_state()
+    for make, shape in ((lambda g: vae.decode(z, g), (3, 7)), (lambda g: vae.reconstruct(x, g), (4,))):
+        found = make(generator())
+        assert found.shape == (*shape, 784) and not found.requires_grad and torch.equal(found, make(generator()))
+        if decoder == Independent():
+            assert ((found > 0) & (found < 1)).all()
+        else:
+            assert set(found.unique().tolist()) == {0.0, 1.0} and torch.equal(torch.bernoulli(found), found)
+            torch.set_rng_state(before)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,1 @@
+"""Descriptions of experiments, running them, and keeping what they gave."""

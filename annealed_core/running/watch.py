@@ -1,0 +1,166 @@
+"""Targets of the user's own: looked at before training, and watched while it goes on."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from annealed_core.description import Number
+from annealed_core.speed.stack import samples_last
+from annealed_core.targets import name_of
+
+
+def check_target(target: Any, device: str = "cpu") -> None:
+    """Refuse a target that chains can't be trained on, as far as eight points around 0 tell.
+
+    Its `log_prob` must work there, give values of the right shape that are not NaN or +inf, and have a finite gradient
+    with respect to z. What it declares of itself must be what it should. Raises ValueError with one line that names the
+    target and what is wrong.
+    """
+    name = name_of(target)
+    _check_declared(target, name)
+    z = torch.linspace(-1, 1, 8, device=device).unsqueeze(-1).expand(8, target.dim).contiguous()
+    try:
+        with torch.no_grad():
+            values = target.log_prob(z.clone())
+    except Exception as error:
+        reason = _first_line(error)
+        raise ValueError(f"target {name}: log_prob fails for z of shape (8, {target.dim}): {reason}") from error
+    shape = tuple(getattr(values, "shape", ()))
+    if shape != (8,):
+        raise ValueError(f"target {name}: log_prob of z (8, {target.dim}) must have shape (8,), got {shape}")
+    _refuse_points(values.isnan() | (values == torch.inf), values, z, f"target {name}: log_prob")
+    gradient = _gradient(target, z)
+    if not isinstance(gradient, Tensor):
+        advice = "compute it with differentiable operations of torch on z, not in place, without detach() or numpy"
+        raise ValueError(f"target {name}: log_prob has no gradient with respect to z{gradient}: {advice}")
+    _refuse_points(~gradient.isfinite().all(-1), gradient.sum(-1), z, f"target {name}: the gradient of log_prob")
+
+
+def _refuse_points(wrong: Tensor, values: Tensor, z: Tensor, what: str) -> None:
+    if wrong.any():
+        where = ", ".join(f"{x:.2g}" for x in z[wrong][0].tolist())
+        raise ValueError(f"{what} is {float(values[wrong][0])} at z = ({where})")
+
+
+def _gradient(target: Any, z: Tensor) -> Tensor | str:
+    """The gradient of log f at z (n, dim), or in words why there is none."""
+    z = z.requires_grad_()
+    try:
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(target.log_prob(z).sum(), z, allow_unused=True)
+    except Exception as error:  # without a gradient it worked: such as numpy(), which refuses a z that needs one
+        return f" ({_first_line(error)})"
+    return "" if gradient is None else gradient
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _check_declared(target: Any, name: str) -> None:
+    """Look at those attributes of a target that may be there."""
+    for attribute in ("base_scale", "box", "support", "log_normalizer"):
+        value = getattr(target, attribute, None)
+        if value is None or isinstance(value, Constraint):  # what torch calls support is no width
+            continue
+        takes = Number() if attribute == "log_normalizer" else Number(0, open_low=True)
+        if takes(value) is None:
+            raise ValueError(f"target {name}: {attribute} must be {takes.takes}, got {_short(value)}")
+    modes = getattr(target, "modes", None)
+    if modes is not None:
+        try:
+            shapes = [tuple(torch.as_tensor(each).shape) for each in modes]
+        except Exception:  # what torch can make no tensor of
+            shapes = []
+        if len(shapes) != 2 or shapes[0] != (*shapes[1], target.dim) or len(shapes[1]) != 1:
+            wanted = f"centres (M, {target.dim}) and masses (M,)"
+            raise ValueError(f"target {name}: modes must be {wanted}, got {_short(modes)}")
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(repr(value), 60, placeholder=" ...")
+
+
+class Watched:
+    """The targets of M models as one: element m of the last batch dimension is weighed by the target of model m.
+
+    A value or a gradient that is not finite is noted in `failures`, model -> one line that names target, step and
+    sample point: the others train on. Compiled code watches nothing: look at what comes out of it.
+
+    Args:
+        targets: M targets of one dimension; models of the same target are best side by side.
+        hint: what may be wrong where the samples themselves are not finite.
+    """
+
+    def __init__(self, targets: Sequence[Any], hint: str = "training diverges") -> None:
+        self.targets, self.dim, self.hint = list(targets), targets[0].dim, hint
+        starts = [m for m, target in enumerate(targets) if m == 0 or target is not targets[m - 1]]
+        self._slices = list(zip(starts, [*starts[1:], len(targets)], strict=True))
+        self.failures: dict[int, str] = {}
+        self.step = 0
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log f_m(z) in nats; z: (*sample, M, dim) -> (*sample, M)."""
+        return self._each("log_prob", z)
+
+    def log_likelihood(self, z: Tensor) -> Tensor:
+        """The same of the targets' log-likelihoods, where they are joint densities."""
+        return self._each("log_likelihood", z)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """The same of the targets' priors."""
+        return self._each("log_prior", z)
+
+    def _each(self, what: str, z: Tensor) -> Tensor:
+        point = z.detach()
+        watching = not torch.compiler.is_compiling()
+        if z.requires_grad and watching:
+            z = z.view_as(z)  # its own node, whose gradient is that of the target alone
+            z.register_hook(lambda gradient: self._watch(f"the gradient of {what}", gradient, point))
+        parts, ordered = [], samples_last(z)
+        for start, end in self._slices:
+            part, target = ordered[..., start:end, :, :], self.targets[start]
+            values = _values(getattr(target, what), part)
+            if values.shape != part.shape[:-1]:
+                shapes = f"{what} of z {tuple(part.shape)} must have shape {tuple(part.shape[:-1])}"
+                raise ValueError(f"target {name_of(target)}: {shapes}, got {tuple(values.shape)} at step {self.step}")
+            parts.append(values.to(z.dtype))
+        values = parts[0] if len(parts) == 1 else torch.cat(parts, -2)
+        values = values.mT if z.ndim > 2 else values.squeeze(-1)
+        if watching:
+            self._watch(what, values.detach().unsqueeze(-1), point)
+        return values
+
+    def _watch(self, what: str, values: Tensor, z: Tensor) -> None:
+        if math.isfinite(values.sum()):
+            return
+        wrong = ~values.isfinite().all(-1)
+        for model in wrong.flatten(0, -2).any(0).nonzero().flatten().tolist():
+            where = wrong[..., model].flatten().nonzero()[0]
+            bad, point = (x[..., model, :].flatten(0, -2)[where].flatten() for x in (values, z))
+            value = float(bad[~bad.isfinite()][0])
+            if model in self.failures:
+                continue
+            if not point.isfinite().all():
+                self.failures[model] = f"samples became {point.sum():g} at step {self.step}: {self.hint}"
+                continue
+            target, at = name_of(self.targets[model]), ", ".join(f"{x:.4g}" for x in point.tolist())
+            self.failures[model] = f"target {target}: {what} is {value} at step {self.step}, at z = ({at})"
+
+
+def _values(density: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """Values of a density; NaN where samples are not finite and it refuses them, as torch's distributions do."""
+    try:
+        return density(z)
+    except Exception:
+        finite = z.isfinite().all(-1)
+        if finite.all():
+            raise
+        return torch.where(finite, density(torch.where(finite.unsqueeze(-1), z, 0.0)), torch.nan)

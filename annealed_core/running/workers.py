@@ -1,0 +1,132 @@
+"""Processes of this machine, as an executor: `submit(function, *arguments)` returns a future.
+
+Unlike the standard library's they don't import the script that started them, which so needs no `if __name__ ==
+"__main__"`; one that dies costs what it was doing and nothing else, and that is tried once more; and all end at once
+when the process that started them is interrupted, or gone.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import IO, Any, Self
+
+_START = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from annealed_core.running import workers; "
+
+
+class WorkerDied(RuntimeError):
+    """A process died twice of what it was given."""
+
+
+class Workers:
+    """At most so many processes, each started when it is first needed; leaving the context ends them.
+
+    Functions, arguments and results travel as the standard pickles do.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._threads = ThreadPoolExecutor(number)  # each waits for one process
+        self._own = threading.local()
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._closing = False
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Let a process call the function."""
+        return self._threads.submit(self._ask, pickle.dumps((function, arguments)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing = True
+        for process in self._started:
+            process.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for process in self._started:
+            with suppress(OSError), process:  # closes its pipes and waits for its end
+                pass
+
+    def _ask(self, message: bytes) -> Any:
+        for _ in range(2):
+            process = self._process()
+            try:
+                _send(process.stdin, message)
+                succeeded, answer = pickle.loads(_receive(process.stdout))
+            except (EOFError, OSError):
+                self._own.process = None
+                continue
+            if succeeded:
+                return answer
+            raise answer
+        raise WorkerDied(f"its process died twice, with status {process.wait()}: for want of memory perhaps")
+
+    def _process(self) -> subprocess.Popen[bytes]:
+        """The process of this thread."""
+        if getattr(self._own, "process", None) is None:
+            path = os.pathsep.join(each or os.getcwd() for each in sys.path)
+            environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "ANNEALED_PROGRESS": "0"}
+            command = [sys.executable, "-c", _START + "workers.work()"]
+            pipe = subprocess.PIPE
+            self._own.process = process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment)
+            self._started.append(process)
+            if self._closing:
+                process.kill()
+        found: subprocess.Popen[bytes] = self._own.process
+        return found
+
+
+def work() -> None:
+    """What such a process does, until its parent is gone."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what is printed here goes to stderr
+    asked: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def listen() -> None:
+        try:
+            while True:
+                asked.put(_receive(sys.stdin.buffer))
+        except EOFError:
+            os._exit(1)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        message = asked.get()
+        try:
+            function, arguments = pickle.loads(message)
+            answer = pickle.dumps((True, function(*arguments)))
+        except Exception as error:
+            answer = _failed(error)
+        _send(answers, answer)
+
+
+def _failed(error: Exception) -> bytes:
+    error.add_note(traceback.format_exc())
+    try:
+        message = pickle.dumps((False, error))
+        pickle.loads(message)
+    except Exception:  # not every error can be pickled
+        return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
+    return message
+
+
+def _send(stream: IO[bytes] | None, message: bytes) -> None:
+    assert stream is not None
+    stream.write(len(message).to_bytes(8, "little") + message)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes] | None) -> bytes:
+    assert stream is not None
+    size = stream.read(8)
+    message = stream.read(int.from_bytes(size, "little"))
+    if len(size) < 8 or len(message) < int.from_bytes(size, "little"):
+        raise EOFError
+    return message

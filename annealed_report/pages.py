@@ -1,0 +1,192 @@
+"""From an executed notebook to one HTML page that stands alone: nothing is loaded from anywhere.
+
+nbconvert exports it with the templates in `page/`, which also holds the style sheet, the script, and KaTeX for the
+mathematics. Figures and tables are joined with the captions beside them and numbered; the parameters become a table.
+"""
+
+import base64
+import copy
+import hashlib
+import re
+from collections.abc import Mapping
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbconvert.exporters.html import HTMLExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+from annealed_report.markdown import Markdown, load_bibliography, sanitise
+from annealed_report.parameters import read_parameters
+
+PAGE = Path(__file__).parent / "page"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def render_page(notebook: Any, stem: str, titles: Mapping[str, str], folder: Path) -> str:
+    """One executed notebook as HTML.
+
+    Args:
+        notebook: the executed notebook; `metadata.annealed` says how it was executed.
+        stem: its file name without `.ipynb`; the page's is the same with `.html`.
+        titles: the title of every page of the report by stem, in reading order.
+        folder: where the notebook stands, with `references.bib` and the images that its markdown names.
+    """
+    markdown = Markdown(folder, load_bibliography(folder / "references.bib"))
+    order = [None, *titles, None]
+    place = order.index(stem)
+    about: dict[str, Any] = {"title": titles[stem], "titles": titles}
+    about |= {"previous": order[place - 1], "following": order[place + 1]}
+    notebook = _arranged(notebook)
+    for cell in notebook.cells:  # the title stands in the header
+        if cell.cell_type == "markdown" and re.search(r"^# ", cell.source, re.MULTILINE):
+            cell.source = re.sub(r"^# .*\n?", "", cell.source, count=1, flags=re.MULTILINE)
+            break
+    return _export("page.html.j2", notebook, markdown, execution=notebook.metadata.get("annealed", {}), **about)
+
+
+def render_index(executed: Path, titles: Mapping[str, str], profile: str, description: str, folder: Path) -> str:
+    """The first page: what the report is, a card for each notebook found in `executed`, and the table of claims.
+
+    The latter is what the cells tagged `claims` show.
+    """
+    bibliography = load_bibliography(folder / "references.bib")
+    body, has_maths = (nbformat.v4.new_notebook(), Markdown(folder, bibliography)), False
+    cards: list[dict[str, Any]] = []
+    execution: dict[str, Any] = {}
+    for stem, title in titles.items():
+        markdown = Markdown(folder, bibliography, references_page=f"{stem}.html")
+        card: dict[str, Any] = {"stem": stem, "title": markdown.inline(title)}
+        if (path := executed / f"{stem}.ipynb").exists():
+            notebook = nbformat.read(path, as_version=4)
+            execution = card["execution"] = notebook.metadata.get("annealed", {})
+            card |= {"lead": markdown.inline(_lead(notebook.cells)), "image": _first_image(notebook.cells)}
+            claims = [cell for cell in notebook.cells if "claims" in cell.metadata.get("tags", [])]
+            if claims and not body[0].cells:
+                body = _arranged(nbformat.v4.new_notebook(cells=claims)), markdown
+                for cell in body[0].cells:
+                    cell.source = ""
+        cards.append(card)
+        has_maths = has_maths or markdown.has_maths
+    body[1].has_maths |= has_maths
+    about: dict[str, Any] = {"profile": profile, "description": description, "execution": execution}
+    return _export("index.html.j2", *body, cards=cards, **about)
+
+
+def _export(template: str, notebook: Any, markdown: Markdown, **about: Any) -> str:
+    exporter = HTMLExporter(template_name="base", template_file=template, extra_template_paths=[str(PAGE)])
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # of a progress bar its last state counts
+    exporter.environment.filters |= {
+        "markdown": markdown.to_html,
+        "inline": markdown.inline,
+        "sanitise": sanitise,
+        "plain": lambda text: escape(re.sub(r"[`*$\\]", "", text)),  # a title where no markup can stand
+        "duration": lambda s: f"{s:.0f} s" if s < 100 else f"{s // 60:.0f} min {s % 60:.0f} s",
+    }
+    exporter.environment.globals |= {"assets": lambda: _assets(markdown.has_maths), "to_page": markdown, **about}
+    return str(exporter.from_notebook_node(notebook)[0])
+
+
+def _arranged(notebook: Any) -> Any:
+    """A copy as the templates read it: what does not show left out, and `metadata.page` of code cells and outputs.
+
+    Code cells have their number, whether their code is folded under which label, and the parameters they offer;
+    outputs have the caption beside them, and their number as a figure or table.
+    """
+    notebook = copy.deepcopy(notebook)
+    numbers = {"cell": 0, "Figure": 0, "Table": 0}
+    cells, shown = notebook.cells, []
+    for cell, following in zip(cells, [*cells[1:], None], strict=True):
+        tags = cell.metadata.get("tags", [])
+        if {"injected-parameters", "papermill-error-cell-tag"} & set(tags):
+            continue
+        if cell.cell_type == "code":
+            numbers["cell"] += 1
+            folded = bool({"fold", "parameters"} & set(tags))
+            page = {"number": numbers["cell"], "folded": folded, "label": _label(cell.source)}
+            if "parameters" in tags:
+                page["parameters"] = _parameters(cell, following)
+            cell.metadata["page"] = page
+            cell.outputs = _captioned(cell.outputs, numbers)
+            if "hide" in tags and not any(output.output_type == "error" for output in cell.outputs):
+                continue
+        shown.append(cell)
+    notebook.cells = shown
+    return notebook
+
+
+def _captioned(outputs: list[Any], numbers: dict[str, int]) -> list[Any]:
+    """Outputs without their captions, which become part of what they stand below (figures) or above (tables)."""
+    kept: list[Any] = []
+    caption = None
+    for output in outputs:
+        kind = output.get("metadata", {}).get("annealed")
+        if kind == "table-caption":
+            caption = output.data["text/markdown"]
+        elif kind == "caption" and kept and "image/png" in kept[-1].get("data", {}):
+            kept[-1].metadata["page"] = _numbered("Figure", output.data["text/markdown"], numbers)
+        elif WIDGET not in output.get("data", {}):
+            if output.output_type == "execute_result":
+                output.output_type = "display_data"
+            if caption and "data" in output:
+                output.metadata["page"] = _numbered("Table", caption, numbers)
+                caption = None
+            kept.append(output)
+    return kept
+
+
+def _numbered(kind: str, caption: str, numbers: dict[str, int]) -> dict[str, Any]:
+    numbers[kind] += 1
+    return {"kind": kind, "number": numbers[kind], "caption": caption}
+
+
+def _parameters(cell: Any, following: Any) -> list[dict[str, Any]]:
+    """The rows of the table of parameters; the cell that papermill injected is joined to that of the notebook."""
+    given = {}
+    if following is not None and "injected-parameters" in following.metadata.get("tags", []):
+        given = read_parameters(following.source)
+    rows = []
+    for name, parameter in read_parameters(cell.source).items():
+        value = given.get(name, parameter)
+        note = parameter.shown if value.default != parameter.default else None
+        rows.append({"name": name, "value": value.shown, "default": note, "help": parameter.help})
+    cell.source += f"\n\n{following.source}" if given else ""
+    return rows
+
+
+def _label(source: str) -> str:
+    if comment := re.match(r"#\s*([^%\s].*)", source):
+        return f"code: {comment[1]}"
+    made = re.findall(r"plotting\.(show|table)\(", source)
+    return "code: plotting" if "show" in made else "code: table" if made else "code"
+
+
+def _lead(cells: list[Any]) -> str:
+    """The first paragraph of prose."""
+    prose = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    texts = re.sub(r"^#.*$", "", prose, flags=re.MULTILINE).split("\n\n")
+    return next((text for text in texts if text.strip() and not re.match(r"\s*([|<$-]|!\[)", text)), "")
+
+
+def _first_image(cells: list[Any]) -> Any:
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return next((output for output in outputs if "image/png" in output.get("data", {})), None)
+
+
+@cache
+def _assets(with_maths: bool) -> dict[str, str]:
+    """The style sheet and script of a page, with KaTeX where there are formulas, and the hash of the script."""
+    style, script = (PAGE / "page.css").read_text(encoding="utf-8"), (PAGE / "page.js").read_text(encoding="utf-8")
+    if with_maths:
+
+        def embed(match: re.Match[str]) -> str:
+            font = base64.b64encode((PAGE / "katex" / match[1]).read_bytes()).decode()
+            return f'src:url(data:font/woff2;base64,{font}) format("woff2")'
+
+        katex = (PAGE / "katex/katex.min.css").read_text(encoding="utf-8")
+        style = re.sub(r"src:url\((fonts/[\w-]+\.woff2)\)[^;}]*", embed, katex) + style
+        script = (PAGE / "katex/katex.min.js").read_text(encoding="utf-8") + f";\n{script}"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"style": style, "script": script, "digest": digest}

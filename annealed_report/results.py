@@ -1,0 +1,168 @@
+"""Results: figures of long runs, committed with the report.
+
+A reader sees them beside what a short run just computed. `results/<profile>/<name>.json` is a list of records {spec,
+metrics, seconds, machine, versions, date, commit, code}, some with a history; `spec` is the description's JSON, `code`
+the state of the code that computed it. `make record` writes them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from annealed_core.description import from_json, own_objects, to_json
+from annealed_core.fit import maximise
+from annealed_core.running.code import code_version
+from annealed_core.running.experiment import Run
+from annealed_core.running.system import cores, replace_file
+from annealed_report.studies import HISTORIES
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "results"
+
+#: Studies whose records come from more than one state of the code, and what that means for their tables. All others
+#: are of one state each, so that what is paired within them differs in the methods alone.
+MIXED = {
+    "mnist": "five states of the code: HVI, HVI-AVO, flows, IWAE and VAE were not all trained by the same one, "
+    "so that a paired difference may hold what changed between them",
+    "regime": "two states of the code: the VAE, and HVI-AVO from torch's initial weights at weights 0.5 and 1, come "
+    "from the later one",
+    "schedules": "two states of the code: HVI-AVO on learned paths comes from the later one",
+    "best": "two states of the code: the ring of eight comes from the later one; nothing in it is paired",
+    "initialisation": "two states of the code: one run by the ELBO comes from another than the other 119",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A committed result: what a `Run` says of itself without its weights, and where it was made."""
+
+    spec: Any
+    metrics: dict[str, Any]
+    seconds: float
+    machine: str
+    versions: dict[str, str]
+    date: str
+    commit: str
+    code: str
+    history: Sequence[dict[str, float]] = ()
+
+
+def machine() -> str:
+    """The processor and the number of cores, without the name of the computer."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{model}, {cores()} core{'s' * (cores() > 1)}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and torch."""
+    return {"python": platform.python_version(), "torch": torch.__version__}
+
+
+def _commit() -> str:
+    try:
+        command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def record(profile: str, name: str, runs: Sequence[Run], every: int | None = None) -> None:
+    """Add the runs to `results/<profile>/<name>.json`, in place of older records of the same descriptions.
+
+    With `every`, one line of their histories out of so many is kept too, the last one among them; 0 keeps none, and
+    unless given it is what `HISTORIES` says.
+
+    Only `make record` does so, by setting $ANNEALED_RECORD: whoever just looks at a full run changes no committed file.
+    Raises ValueError for a run with an object of the user's own, which could not be read back.
+    """
+    if not os.environ.get("ANNEALED_RECORD"):
+        return
+    for run in runs:
+        for field, own in own_objects(run.spec).items():
+            raise ValueError(f"{field} must be a description of ours, to be recorded, got {own!r}")
+    path, every = _path(profile, name), HISTORIES.get(name, 0) if every is None else every
+    lines = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    known = {from_json(line["spec"]): line for line in lines}
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    made = {"machine": machine(), "versions": versions(), "date": today, "commit": _commit()}
+    for run in runs:
+        new: dict[str, Any] = {"metrics": run.metrics, "seconds": round(run.seconds, 1), **made}
+        new["code"] = code_version(run.spec, maximise)
+        if every:
+            new["history"] = run.history[::-1][::every][::-1]
+        old = known.setdefault(run.spec, new)
+        if _text(old["metrics"]) != _text(run.metrics):
+            known[run.spec] = new
+        elif "history" in new:  # a run found again keeps the date and commit it was made at
+            old["history"] = new["history"]
+    replace_file(path, written({json.dumps(to_json(spec)): line for spec, line in known.items()}))
+
+
+def written(records: dict[str, dict[str, Any]]) -> bytes:
+    """A file of records, from each description's JSON: one a line, in the order of their descriptions."""
+    lines = [{**_rounded(records[spec]), "spec": json.loads(spec)} for spec in sorted(records)]
+    return ("[\n" + ",\n".join(json.dumps(line, sort_keys=True) for line in lines) + "\n]\n").encode()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(_rounded(value), sort_keys=True)
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to seven significant digits: all that float32 has."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+def load(profile: str, name: str) -> list[Record]:
+    """The committed records of that profile, an empty list where there are none."""
+    path = _path(profile, name)
+    if not path.exists():
+        return []
+    lines = json.loads(path.read_text(encoding="utf-8"))
+    return [Record(**{**line, "spec": from_json(line["spec"])}) for line in lines]
+
+
+def _path(profile: str, name: str) -> Path:
+    return Path(os.environ.get("ANNEALED_RESULTS") or FOLDER) / profile / f"{name}.json"
+
+
+def provenance(records: Sequence[Record]) -> str:
+    """One line: how many runs, with how many seeds, where and when they were made, by which states of the code."""
+    if not records:
+        return "not yet run"
+    seeds, dates = len({found.spec.seed for found in records}), sorted({found.date for found in records})
+    states = sorted({found.code for found in records})
+    parts = [
+        f"{len(records)} run{'s' * (len(records) > 1)}",
+        f"{seeds} seed{'s' * (seeds > 1)}",
+        "; ".join(sorted({found.machine for found in records})),
+        "torch " + ", ".join(sorted({found.versions["torch"] for found in records})),
+        dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
+        f"code {states[0]}" if len(states) == 1 else f"{len(states)} states of the code: {', '.join(states)}",
+    ]
+    return ", ".join(parts)
+
+
+def importance_samples(records: Sequence[Record | Run]) -> str:
+    """How many importance samples, of how many images, the likelihoods of MNIST runs were taken with."""
+    found = {(each.metrics["nll_samples"], each.metrics["nll_images"]) for each in records}
+    return "; ".join(f"{samples:,} on {images:,} images" for samples, images in sorted(found)) or "not yet run"
