@@ -31,7 +31,7 @@ too_old = annealed_core needs Python 3.11 or newer, and $(or $(PYTHON),python3) 
 uv = $(if $(shell uv --version 2>/dev/null),uv,$(PY) -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report record test lab notebooks lint lock clean distclean
+.PHONY: help setup report record audit test lab notebooks lint lock clean distclean
 
 help: ## List the targets, with the time they take on two cores
 	@echo "usage: make TARGET [PROFILE=quick|full] [PY=python: use the active environment]"
@@ -44,6 +44,9 @@ report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quic
 
 record: $(SETUP) ## Run the full profile and write its figures to results/, to be committed [12 h; can be stopped, and goes on]
 	@ANNEALED_RECORD=1 $(PY) -m annealed_report --profile full $(ARGS)
+
+audit: $(SETUP) ## Run a random twentieth of the committed results again, and show how far they lie apart [20 min]
+	@$(PY) -m annealed_report.audit $(ARGS)
 
 test: lint ## All checks: lint, unit tests, quick report, notebooks against their outputs, built pages [10 min; 6 min again]
 	$(PY) -m pytest tests $(ARGS)

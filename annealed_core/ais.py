@@ -42,8 +42,7 @@ class Particles:
         alphas: the temperatures used, (T + 1,), from 0 to 1.
         acceptance: mean acceptance at each temperature but the first, (T,).
         step_sizes: of the first move at each temperature but the first, (T, *batch).
-        log_z: estimate of log Z in nats, (*batch,).
-        log_z_se: its standard error by the delta method, (*batch,).
+        log_z, log_z_se: estimate of log Z in nats and its standard error by the delta method, (*batch,).
         ess: effective sample size as a fraction in [1 / n, 1], (*batch,).
     """
 
@@ -61,7 +60,7 @@ def conditional_effective_sample_size(log_weights: Tensor, log_increments: Tenso
     """(sum W v)^2 / sum W v^2 in (0, 1] over the first dimension: two of (n, *batch) -> (*batch,).
 
     W are the weights so far, normalised, v the increments that come next (Zhou, Johansen & Aston 2016, arXiv
-    1303.3123; here as a fraction). It tells how far a step goes, whatever happened before it.
+    1303.3123; here as a fraction).
     """
     log_weights = torch.log_softmax(log_weights, 0)
     log_increments = log_increments - log_increments.amax(0)  # the formula does not see it, but rounding would
@@ -122,22 +121,19 @@ class _Annealing:
         """Log f(z) - log q_0(z) in nats, (n, *batch): what a unit of alpha adds to the log-weights."""
         log_f, name = log_prob_double(self.target, z), name_of(self.target)
         if log_f.shape != z.shape[:-1]:
-            given, wanted, got = tuple(z.shape), tuple(z.shape[:-1]), tuple(log_f.shape)
-            raise ValueError(f"target {name}: log_prob of z {given} must have shape {wanted}, got {got}")
+            shapes = f"{tuple(z.shape)} must have shape {tuple(z.shape[:-1])}, got {tuple(log_f.shape)}"
+            raise ValueError(f"target {name}: log_prob of z {shapes}")
         if bool((log_f.isnan() | (log_f == torch.inf)).any()):
             raise ValueError(f"target {name}: log_prob must be finite or -inf, got NaN or +inf at a particle")
         return log_f - log_prob_double(self.base, z)
 
     def moved(self, z: Tensor, alpha: float, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The particles after the moves at that alpha, the step size adapted to them, and their mean acceptance."""
-
-        def log_density(z: Tensor) -> Tensor:
-            return alpha * log_prob_double(self.target, z) + (1 - alpha) * log_prob_double(self.base, z)
-
+        log_f = lambda z: alpha * log_prob_double(self.target, z) + (1 - alpha) * log_prob_double(self.base, z)
         hamiltonian = partial(Hamiltonian, n_leapfrog=self.n_leapfrog)
         kind: Any = {"hamiltonian": hamiltonian, "langevin": Langevin, "metropolis": Metropolis}[self.move]
         jitter = _JITTER if self.step_size is None or isinstance(self.step_size, Tensor) else 0.0
-        tempered, rates = SimpleNamespace(log_prob=log_density), []
+        tempered, rates = SimpleNamespace(log_prob=log_f), []
         for _ in range(self.n_moves):
             each = step * (1 + jitter * (2 * draw_like(torch.rand, z[..., 0], self.generator) - 1))
             move = kind(tempered, each, generator=self.generator)
@@ -150,12 +146,11 @@ class _Annealing:
 
 def _checked(alphas: Alphas, n_temperatures: int) -> list[float]:
     check_whole(n_temperatures=n_temperatures)
-    if alphas is None:
-        return torch.linspace(0, 1, n_temperatures + 1, dtype=torch.float64).tolist()
-    found = alphas(n_temperatures).detach() if callable(alphas) else alphas
-    found = torch.as_tensor(found, dtype=torch.float64).flatten()
-    check_alphas(found)
-    return found.tolist()
+    linear = torch.linspace(0, 1, n_temperatures + 1, dtype=torch.float64)
+    found = linear if alphas is None else alphas(n_temperatures).detach() if callable(alphas) else alphas
+    numbers = torch.as_tensor(found, dtype=torch.float64).flatten()
+    check_alphas(numbers)
+    return numbers.tolist()
 
 
 @torch.no_grad()
@@ -182,14 +177,12 @@ def ais(
         target: with `log_prob` and `dim`; for Hamiltonian and Langevin moves differentiable by autograd.
         base: q_0, with parameters (*batch, dim): wide enough to reach all of the target.
         n_particles: of each element of the base's batch.
-        alphas: exponents of the path, (T + 1,), rising from exactly 0 to exactly 1, or a function of T that gives them;
-            linear unless given.
-        n_temperatures: T of that path; T = 1 is importance sampling.
+        alphas: exponents of the path, (T + 1,), rising from exactly 0 to exactly 1, or a function of T; else linear.
+        n_temperatures: T of that function or line; T = 1 is importance sampling.
         threshold: in (0, 1): each next alpha is the one at which the conditional effective sample size (the lowest
-            of the batch) equals it, found by bisection, and their number what it takes to reach 1.
+            of the batch) equals it, and their number what it takes to reach 1.
         move: "hamiltonian", "langevin" or "metropolis".
-        n_moves: moves at each temperature.
-        n_leapfrog: leapfrog steps of a Hamiltonian move.
+        n_moves, n_leapfrog: moves at each temperature, and leapfrog steps of a Hamiltonian one.
         step_size: the same for all moves, or one for each temperature and element of the batch, (T, *batch), as
             `Particles.step_sizes` has them; unless given, it follows the path, for each element of the batch, towards
             the acceptance in `ACCEPTANCE`. Unless it is one number, each particle takes a step within half of it, so

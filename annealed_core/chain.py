@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from annealed_core.kernels import DiagonalGaussian, Frozen, Kernel
+from annealed_core.kernels import DiagonalGaussian, Frozen
 from annealed_core.targets import Target
 
 Shape = int | Sequence[int]
@@ -43,7 +43,7 @@ class Chain:
 
     Args:
         base: q_0, with parameters of shape (*batch, dim).
-        kernels: the T transitions (none: the base alone).
+        kernels: the T transitions (none: the base alone), called as `kernels` says.
         context: what the kernels are conditioned on, (*batch, context_dim), or None.
         generator: what the chain draws from; torch's global generator unless given.
     """
@@ -51,7 +51,7 @@ class Chain:
     def __init__(
         self,
         base: DiagonalGaussian,
-        kernels: Sequence[Kernel] | nn.ModuleList | Any = (),
+        kernels: Sequence[Any] | nn.ModuleList = (),
         context: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-#: Share of the mass at x1 > 0 in each pair of "many_well": in which of its two wells a pair lies is what chains lose.
-MANY_WELL_RIGHT = 0.844307
 _LOG_TWO_PI = math.log(2 * math.pi)
 
 
@@ -164,15 +162,12 @@ def _many_well(z: Tensor) -> Tensor:
     return (-wells.pow(4) + 6 * wells.square() + 0.5 * wells - 0.5 * widths.square()).sum(-1)
 
 
-def _two_ends() -> tuple[Tensor, Tensor]:
-    """Energy A is even in z1: its two modes have equal mass."""
-    return torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.5, 0.5])
-
+_TWO_ENDS = torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.5, 0.5])  # A is even in z1
 
 ENERGIES: dict[str, Energy] = {
     energy.name: energy
     for energy in (
-        Energy("A", _energy_a, modes=_two_ends(), box=4.0),
+        Energy("A", _energy_a, modes=_TWO_ENDS, box=4.0),
         Energy("B", _energy_b, box=7.0),
         Energy("C", _energy_c, box=7.0),
         _energy_d(),

@@ -44,8 +44,7 @@ class PlanarFlow(nn.Module):
     """z' = z + u tanh(w.z + b): squeezes or stretches along one direction (Rezende & Mohamed 2015, arXiv 1505.05770).
 
     Invertible because u is moved along w until u.w = softplus(c + log(e - 1)) - 1 > -1, where c is their product
-    before. The paper's appendix has softplus(c) - 1; shifted, a kernel with u = 0 is the identity. The inverse has no
-    formula, but takes the root of an equation in one number, w.z.
+    before; the paper has softplus(c) - 1, here u = 0 is the identity. The inverse takes the root of an equation in w.z.
 
     Args:
         dim: dimensions of z.
@@ -112,9 +111,8 @@ class HouseholderSequence(nn.Module):
     Each is along a v that is a linear function of the v before it: v_1 = W_1 context + b_1, v_t = W_t v_{t-1} + b_t.
 
     Args:
-        dim: dimensions of z.
+        dim, context_dim: as for `PlanarFlow`.
         length: number of reflections, at least 1.
-        context_dim: dimensions of the context (0: none, v_1 is trained by itself).
     """
 
     def __init__(self, dim: int, length: int, context_dim: int = 0) -> None:
@@ -155,7 +153,7 @@ class AutoregressiveFlow(nn.Module):
         hidden: widths of the network; each at least dim - 1, or the last dimensions act on none.
         reverse: take the dimensions from the last to the first.
         context_dim: dimensions of the context (0: none).
-        scale: z is divided by it before, and z' multiplied by it after: about the base's standard deviation.
+        scale: as for `PlanarFlow`.
         univariate, shapes: another monotone map of z_i than the affine one, as the library takes it.
     """
 

@@ -9,7 +9,7 @@ q(z_next | z): what the transition adds to the logarithm of the chain's weight. 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,14 +66,6 @@ class DiagonalGaussian:
 
     def __getitem__(self, images: slice) -> DiagonalGaussian:
         return type(self)(self.loc[images], self.scale[images])
-
-
-class Kernel(Protocol):
-    """One transition; see the module's docstring."""
-
-    def __call__(self, z: Tensor, context: Tensor | None = None, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z: (*batch, dim) -> z_next (*batch, dim), log_ratio (*batch,) in nats."""
-        ...
 
 
 class ConditionalGaussian(nn.Module):
@@ -195,8 +187,8 @@ class ResidualGaussianPair(GaussianPair):
 Start = Annotated[str, Choice("torch", "identity")]
 
 
-class Gated(Description):
-    """Pairs of gated Gaussians (Huang et al. 2018).
+class Pairs(Description):
+    """Pairs of Gaussians.
 
     Attributes:
         hidden: width of each conditional's hidden layer.
@@ -206,22 +198,23 @@ class Gated(Description):
     hidden: Size = 32
     start: Start = "torch"
 
+    pair: ClassVar[type[GaussianPair]]
+
     def build(self, dim: int, n: int, context_dim: int = 0) -> list[nn.Module]:
         """The n kernels for states of `dim` dimensions, untrained; weights from torch's random state."""
-        near = self.start == "identity"
-        return [GatedGaussianPair(dim, self.hidden, context_dim, near) for _ in range(n)]
+        return [self.pair(dim, self.hidden, context_dim, self.start == "identity") for _ in range(n)]
 
 
-class Residual(Description):
-    """Pairs of residual Gaussians (NVI, arXiv 2106.11302); fields are those of `Gated`."""
+class Gated(Pairs):
+    """Pairs of gated Gaussians (Huang et al. 2018); fields are those of `Pairs`."""
 
-    hidden: Size = 32
-    start: Start = "torch"
+    pair = GatedGaussianPair
 
-    def build(self, dim: int, n: int, context_dim: int = 0) -> list[nn.Module]:
-        """As for `Gated`."""
-        near = self.start == "identity"
-        return [ResidualGaussianPair(dim, self.hidden, context_dim, near) for _ in range(n)]
+
+class Residual(Pairs):
+    """Pairs of residual Gaussians (NVI, arXiv 2106.11302); fields are those of `Pairs`."""
+
+    pair = ResidualGaussianPair
 
 
 class Frozen(nn.Module):

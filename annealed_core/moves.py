@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Hamiltonian", "Langevin", "Metropolis", "check_positive", "check_whole", "draw_like"]
-
 
 def check_whole(least: int = 1, /, **fields: Any) -> None:
     """Refuse, by name, whatever is not a whole number from `least`: ValueError."""
@@ -72,17 +70,14 @@ class Metropolis:
         """z: (*batch, dim) -> z_next (*batch, dim), log f(z) - log f(z_next) (*batch,) in nats."""
         step = torch.as_tensor(self.step_size, dtype=z.dtype, device=z.device).unsqueeze(-1)
         state = self._at(z)
-        start = log_f = state[1]
-        accepted = torch.zeros_like(log_f)
+        start, accepted = state[1], torch.zeros_like(state[1])
         for move in range(self.n_moves):
             fresh = noise if noise is not None and move == 0 else draw_like(torch.randn, z, self.generator)
             proposal, log_ratio = self._propose(state, step, fresh)
             log_accept = log_ratio.detach().nan_to_num(-torch.inf, torch.inf, -torch.inf)
             accept = draw_like(torch.rand, log_accept, self.generator).log() < log_accept
-            state = tuple(
-                torch.where(accept.unsqueeze(-1) if new.ndim > accept.ndim else accept, new, old)
-                for new, old in zip(proposal, state, strict=True)
-            )
+            accepts = {accept.ndim: accept, z.ndim: accept.unsqueeze(-1)}
+            state = tuple(torch.where(accepts[new.ndim], new, old) for new, old in zip(proposal, state, strict=True))
             accepted += log_accept.clamp(max=0).exp() / self.n_moves
         self.accepted = accepted
         z, log_f = state[:2]

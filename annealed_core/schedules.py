@@ -4,7 +4,7 @@ A schedule of a number is a function step -> number, checked when it is made; `M
 objectives.
 
 `Linear` and `Cyclical` come to 1 and `Geometric` approaches it, given enough steps, so that training ends with the
-plain objective or near it. Any other function of the step does as well: `check_schedule` looks at all of its values.
+plain objective or near it. Any other function of the step does as well.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Self
 
@@ -21,9 +19,7 @@ import torch
 
 from annealed_core.description import Annealed, Calls, Choice, Description, Number, Share, Size, Whole
 
-_ROUNDING = 1e-9  # so near to 0 or 1, a function's value counts as that
 _COINS_SEED = 20_181  # which steps of a mixture are the first objective's
-_NEAR = 0.95  # a warm-up that ends training below this is warned of
 
 #: A number in [0, 1], or a schedule of such numbers.
 Annealing = Annotated[Any, Annealed(Number(0, 1))]
@@ -169,40 +165,3 @@ def objective_at(objective: Any, step: int) -> Any:
 def value_at(schedule: Any, step: int) -> Any:
     """The value of a number or a schedule at that step."""
     return schedule(step) if callable(schedule) else schedule
-
-
-def check_schedule(schedule: Any, steps: int, must_end_at_one: bool = False) -> None:
-    """Look at a number or a schedule of that many steps in every one of them.
-
-    Args:
-        schedule: a number, or a function called with 0 ... steps - 1.
-        steps: how long training is.
-        must_end_at_one: refuse a last value below 1 instead of warning of it. With beta the model is then trained on a
-            weaker penalty than it is judged by, which may be meant; with alpha it would learn another target.
-
-    Raises ValueError, with the value and its step, where the schedule gives no number, leaves [0, 1], or does not end
-    at 1 although it must. Warns where it ends below 0.95.
-    """
-    name = repr(schedule) if isinstance(schedule, Description) else getattr(schedule, "__name__", repr(schedule))
-    last: Any = 1.0
-    for step in range(steps if callable(schedule) else 1):
-        last = value_at(schedule, step)
-        try:
-            inside = -_ROUNDING <= float(last) <= 1 + _ROUNDING
-        except (TypeError, ValueError):
-            raise ValueError(f"schedule {name} must give numbers, got {last!r} at step {step:,}") from None
-        if not inside:
-            raise ValueError(f"schedule {name} must stay in [0, 1], got {float(last)!r} at step {step:,}")
-    at = f"got {float(last):.3g} at step {steps - 1:,}, its last"
-    if must_end_at_one and last < 1 - _ROUNDING:
-        raise ValueError(f"schedule {name} must end at 1, {at}")
-    if callable(schedule) and last < _NEAR:
-        warn(f"schedule {name} should end near 1, where models are judged, {at}")
-
-
-def warn(message: str) -> None:
-    """A warning that names the line outside of this package which caused it."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "annealed_core":
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)

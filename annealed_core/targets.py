@@ -14,25 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from annealed_core.description import Description, Number
-from annealed_core.energies import ENERGIES, Energy, GaussianMixture, find
-
-__all__ = [
-    "ENERGIES",
-    "Energy",
-    "GaussianMixture",
-    "GeometricAlphas",
-    "GeometricPath",
-    "LearnedAlphas",
-    "LearnedPath",
-    "LinearAlphas",
-    "Target",
-    "check_alphas",
-    "exponents",
-    "find",
-    "geometric_alphas",
-    "linear_alphas",
-    "name_of",
-]
+from annealed_core.energies import ENERGIES, Energy, GaussianMixture, find  # noqa: F401 -- the named ones
 
 
 class Target(Protocol):

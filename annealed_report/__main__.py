@@ -1,7 +1,7 @@
 """The report: a profile's parameters go into the notebooks, papermill executes them, each becomes an HTML page.
 
     python -m annealed_report --profile quick                      # build/report/quick/index.html
-    python -m annealed_report 02_toy_energies --set 02_toy_energies.lr=0.01
+    python -m annealed_report 02_toy_energies --set 02_toy_energies.steps=500
     python -m annealed_report --check build/report/quick           # what is wrong with built pages
     python -m annealed_report --store-outputs                      # execute notebooks/ and keep their outputs
 
@@ -26,13 +26,13 @@ NEEDED = ("torch", "bs4", "nbconvert", "nbformat", "papermill", "pybtex", "yaml"
 
 def build(arguments: argparse.Namespace) -> int:
     """Execute what the arguments ask for; return the exit code."""
-    from annealed_report import execution, planning  # late: what they need may be missing
+    from annealed_report import execution, pages, planning  # late: what they need may be missing
 
     stored = arguments.store_outputs
     chosen = None if stored else arguments.profile, arguments.only, arguments.set
-    profile, jobs = planning.plan(arguments.notebooks, arguments.profiles, arguments.out, *chosen)
+    jobs = planning.plan(arguments.notebooks, arguments.profiles, arguments.out, *chosen)
     at_once = min(arguments.jobs, len(jobs))
-    print(f"annealed: {len(jobs)} notebooks with profile {profile.name}, {at_once} at a time", flush=True)
+    print(f"annealed: {len(jobs)} notebooks with profile {jobs[0].profile}, {at_once} at a time", flush=True)
     errors = []
     force = arguments.force or bool(os.environ.get("ANNEALED_RECORD"))
     with closing(execution.execute_all(jobs, at_once, with_pages=not stored, force=force)) as outcomes:
@@ -41,7 +41,10 @@ def build(arguments: argparse.Namespace) -> int:
             print(f"  {outcome.stem:<24}{outcome.seconds:7.1f} s{note}", flush=True)
             errors += [outcome.error] if outcome.error else []
     if not stored:
-        print(f"annealed: {os.path.relpath(execution.write_index(profile, jobs[0]))}")
+        one, index = jobs[0], jobs[0].out / "index.html"
+        page = pages.render_index(one.executed.parent, one.titles, one.profile, one.description, one.notebooks)
+        execution.replace_file(index, page.encode())
+        print(f"annealed: {os.path.relpath(index)}")
     for error in errors:
         print(f"annealed: {error}", file=sys.stderr)
     if stored and not errors:
@@ -49,46 +52,29 @@ def build(arguments: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"takes a number of processes from 1, got {text!r}")
-    return int(text)
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         self.exit(2, f"annealed: {message}\n")
-
-
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = _Parser(prog="python -m annealed_report", description="Execute the notebooks and build the report.")
-    parser.add_argument("only", nargs="*", metavar="NOTEBOOK", help="restrict to these, such as 02_toy_energies")
-    parser.add_argument("--profile", default="quick", help="a file in profiles/ (default: quick)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NOTEBOOK.NAME=VALUE", help="another value for one parameter"
-    )
-    parser.add_argument("--jobs", type=_positive, default=2, help="notebooks at a time (default: 2)")
-    parser.add_argument("--force", action="store_true", help="execute also what is as it was when executed last")
-    folders = {"notebooks": "notebooks", "profiles": "profiles", "out": "build/report"}
-    for name, default in folders.items():
-        parser.add_argument(f"--{name}", type=Path, default=Path(default), help=f"folder (default: {default})")
-    parser.add_argument(
-        "--store-outputs",
-        action="store_true",
-        help="execute with the notebooks' own values and keep the outputs in them",
-    )
-    parser.add_argument(
-        "--check", type=Path, metavar="FOLDER", help="only check the pages that were built in this folder"
-    )
-    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a terminal that knows only ASCII
-    arguments = parse_arguments(argv)
+    parser = _Parser(prog="python -m annealed_report", description="Execute the notebooks and build the report.")
+    add = parser.add_argument
+    add("only", nargs="*", metavar="NOTEBOOK", help="restrict to these, such as 02_toy_energies")
+    add("--profile", default="quick", help="a file in profiles/ (default: quick)")
+    add("--set", action="append", default=[], metavar="NOTEBOOK.NAME=VALUE", help="another value for one parameter")
+    add("--jobs", type=int, default=2, help="notebooks at a time (default: 2)")
+    add("--force", action="store_true", help="execute also what is as it was when executed last")
+    for name, default in {"notebooks": "notebooks", "profiles": "profiles", "out": "build/report"}.items():
+        add(f"--{name}", type=Path, default=Path(default), help=f"folder (default: {default})")
+    add("--store-outputs", action="store_true", help="execute with the notebooks' own values and keep the outputs")
+    add("--check", type=Path, metavar="FOLDER", help="only check the pages that were built in this folder")
+    arguments = parser.parse_args(argv)
+    if arguments.jobs < 1:
+        parser.error(f"argument --jobs: takes a number of notebooks from 1, got {arguments.jobs}")
     try:
         if missing := [name for name in NEEDED if find_spec(name) is None]:
             raise ReportError(f"{sys.executable} lacks {', '.join(missing)}: pip install 'annealed_core[report]'")

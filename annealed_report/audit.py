@@ -42,14 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line for each study and metric; 1 where one is off by more than other seeds would explain."""
     parser = argparse.ArgumentParser(prog="python -m annealed_report.audit", description=main.__doc__)
     parser.add_argument("studies", nargs="*", default=list(STUDIES), help="names of studies; all unless given")
-    parser.add_argument("--profile", default="full", help="whose records (%(default)s)")
     parser.add_argument("--share", type=float, default=0.05, help="of a study's records (%(default)s)")
     parser.add_argument("--seconds", type=float, default=60, help="the longest run to be taken again (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice (%(default)s)")
     asked, off = parser.parse_args(arguments), 0
     print(f"seed {asked.seed}: the mean and the largest difference of each metric, in standard deviations over seeds")
     for study in asked.studies:
-        records = results.load(asked.profile, study)
+        records = results.load("full", study)
         chosen = sample(records, asked.share, asked.seconds, asked.seed)
         runs = sweep([record.spec for record in chosen])
         found = [differences(record, run.metrics, records) for record, run in zip(chosen, runs, strict=True)]
@@ -57,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             values = [each[name] for each in found if name in each]
             is_off = abs(statistics.fmean(values)) > 3 * math.sqrt(2 / len(values))
             off += is_off
-            line = f"{study:16s} {name:24s} {len(values):3d} runs {statistics.fmean(values):+8.2f}"
-            print(f"{line} {max(values, key=abs):+8.2f}{'  more than other seeds would explain' * is_off}", flush=True)
+            figures = f"{len(values):3d} runs {statistics.fmean(values):+8.2f} {max(values, key=abs):+8.2f}"
+            print(f"{study:16s} {name:24s} {figures}{'  more than other seeds would explain' * is_off}", flush=True)
     return int(off > 0)
 
 

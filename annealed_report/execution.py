@@ -4,34 +4,33 @@ What was executed before is not executed again while nothing that its outputs de
 """
 
 import base64
-import json
 import os
 import platform
 import re
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import chdir, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import nbformat
 import papermill
 
+from annealed_core.running.system import cores, diverted_stderr, replace_file
 from annealed_report import pages
-from annealed_report.parameters import KERNEL, ReportError
-from annealed_report.planning import LAST, Job, Profile
+from annealed_report.parameters import ReportError
+from annealed_report.planning import LAST, Job
 
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 #: What differs between machines or between two executions, and so must not stand in a committed output.
 PASSING = re.compile(
-    r"(?<![\w.:/])/(?:home|Users|root|tmp|private|var|opt|usr|mnt)/[\w.+-]+|[A-Z]:\\Users\\|at 0x[0-9a-f]{6,}"
+    r"(?<![\w.:/])/(?:home|Users|root|tmp|private|var|opt|usr|mnt|work)/[\w.+-]+|[A-Z]:\\Users\\|at 0x[0-9a-f]{6,}"
 )
 
 
@@ -44,11 +43,6 @@ class Outcome:
     kept: bool = False
     error: str | None = None
     died: bool = False
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def execute_all(
@@ -65,13 +59,13 @@ def execute_all(
     }
     # Small operations are faster with one thread a kernel than with threads that wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // at_once)))
-    out = jobs[0].out
-    for folder in (out / ".partial", out / "notebooks"):
+    partial_folder = jobs[0].out / ".partial"
+    for folder in (partial_folder, jobs[0].executed.parent):
         folder.mkdir(parents=True, exist_ok=True)
     died, words = False, b""
     try:
         # Kernels start in this folder. What they say outside their cells matters only where one dies.
-        with chdir(jobs[0].notebooks), _diverted_stderr() as said, ThreadPool(at_once) as pool:
+        with chdir(jobs[0].notebooks), diverted_stderr() as said, ThreadPool(at_once) as pool:
             for is_last in (False, True):
                 started = [job for job in jobs if (job.stem == LAST) == is_last]
                 for outcome in pool.imap_unordered(partial(_execute, with_page=with_pages, force=force), started):
@@ -81,18 +75,7 @@ def execute_all(
             words = said.read() if died else b""
     finally:
         sys.stderr.write(words.decode(errors="replace"))
-        shutil.rmtree(out / ".partial", ignore_errors=True)
-
-
-@contextmanager
-def _diverted_stderr() -> Iterator[IO[bytes]]:
-    """Let this process, and those it starts meanwhile, write their stderr to the file that this yields."""
-    with tempfile.TemporaryFile() as file, os.fdopen(os.dup(2), "wb") as terminal:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield file
-        finally:
-            os.dup2(terminal.fileno(), 2)
+        shutil.rmtree(partial_folder, ignore_errors=True)
 
 
 def _execute(job: Job, with_page: bool, force: bool) -> Outcome:
@@ -105,12 +88,12 @@ def _execute(job: Job, with_page: bool, force: bool) -> Outcome:
             notebook, died = _run(job)
         if with_page:
             html = pages.render_page(notebook, job.stem, job.titles, job.notebooks)
-            write_whole(job.out / f"{job.stem}.html", html)
+            replace_file(job.out / f"{job.stem}.html", html.encode())
         failure = notebook.metadata["annealed"]["failure"]
         error = f"{job.stem}: code cell {failure['cell']} failed: {failure['error']}" if failure else None
         return Outcome(job.stem, time.monotonic() - started, kept, error, died)
     except Exception as problem:  # one notebook must not take the others with it
-        error = f"{job.stem}: {type(problem).__name__}: {_one_line(problem)}"
+        error = f"{job.stem}: {type(problem).__name__}: {' '.join(str(problem).split())}"
         return Outcome(job.stem, time.monotonic() - started, error=error)
 
 
@@ -148,7 +131,7 @@ def _run(job: Job) -> tuple[Any, bool]:
         "python": platform.python_version(),
         "packages": {"torch": version("torch").split("+")[0]},
         "cores": cores(),
-        "failure": find_failure(notebook.cells, problem) if problem else None,
+        "failure": _failure(notebook.cells, problem) if problem else None,
         "key": None if problem else job.key,
     }
     for place in ("input_path", "output_path"):
@@ -158,58 +141,29 @@ def _run(job: Job) -> tuple[Any, bool]:
     return notebook, not isinstance(problem, papermill.PapermillExecutionError | None)
 
 
-def _one_line(problem: object) -> str:
-    return " ".join(str(problem).split())
-
-
-def find_failure(cells: Sequence[Any], problem: Exception) -> dict[str, Any]:
+def _failure(cells: Sequence[Any], problem: Exception) -> dict[str, Any]:
     """Which code cell failed, counted as in the source, and its error in one line: papermill started none after it."""
     codes = [c for c in cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])]
     started = [cell for cell in codes if cell.metadata.get("papermill", {}).get("start_time")]
     kind, text = getattr(problem, "ename", type(problem).__name__), getattr(problem, "evalue", problem)
-    message = re.sub(r"\(\d+\.py, line (\d+)\)$", r"(line \1)", _one_line(text))  # IPython's name for the cell
-    return {"cell": max(len(started), 1), "error": f"{kind}: {message}"}
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that at any moment either the old or the new one is there, whole."""
-    partial_file = path.with_name(f".{path.name}.partial")
-    partial_file.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial_file.replace(path)
-
-
-def write_index(profile: Profile, job: Job) -> Path:
-    """Write the first page of the report that `job` belongs to."""
-    path = job.out / "index.html"
-    write_whole(
-        path, pages.render_index(job.executed.parent, job.titles, profile.name, profile.description, job.notebooks)
-    )
-    return path
+    return {"cell": max(len(started), 1), "error": f"{kind}: {' '.join(str(text).split())}"}
 
 
 def clean(notebook: Any) -> Any:
     """An executed notebook as it is committed: outputs, and nothing that differs between machines or moments."""
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
-    count = 0
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for cell in notebook.cells:
-        for key in ("papermill", "execution", "lines_to_next_cell"):
-            cell.metadata.pop(key, None)
-        if cell.cell_type != "code":
-            continue
-        count += 1
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
+    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
         cell.execution_count = count
-        cell.outputs = [
-            output
-            for output in cell.outputs
-            if output.get("name") != "stderr" and pages.WIDGET not in output.get("data", {})
-        ]
+        is_kept = lambda output: output.get("name") != "stderr" and pages.WIDGET not in output.get("data", {})
+        cell.outputs = [output for output in cell.outputs if is_kept(output)]
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = count
             texts = [output.get("text", ""), *(v for k, v in output.get("data", {}).items() if k.startswith("text/"))]
-            for found in (PASSING.search(text) for text in texts):
-                if found:
-                    raise ReportError(f"code cell {count} prints what is true of one machine only: {found[0]!r}")
+            if found := PASSING.search("\n".join(texts)):
+                raise ReportError(f"code cell {count} prints what is true of one machine only: {found[0]!r}")
     return notebook
 
 
@@ -218,18 +172,15 @@ def store_outputs(jobs: Sequence[Job]) -> None:
 
     Those are the images of cells tagged `readme`.
     """
-    written: dict[Path, str | bytes] = {}
+    written: dict[Any, bytes] = {}
     for job in jobs:
         try:
             notebook = clean(nbformat.read(job.executed, as_version=4))
         except ReportError as error:
             raise ReportError(f"{job.stem}: {error}") from None
-        nbformat.validate(notebook)
-        lines = nbformat.v4.rwbase.split_lines(notebook)
-        written[job.source] = json.dumps(lines, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-        outputs = [o for cell in notebook.cells if "readme" in cell.metadata.get("tags", []) for o in cell.outputs]
-        for output in outputs:
-            if "image/png" in output.get("data", {}):
-                written[job.source.with_suffix(".png")] = base64.b64decode(output.data["image/png"])
+        written[job.source] = f"{nbformat.writes(notebook)}\n".encode()
+        shown = [cell for cell in notebook.cells if "readme" in cell.metadata.get("tags", [])]
+        for output in (output for cell in shown for output in cell.outputs if "image/png" in output.get("data", {})):
+            written[job.source.with_suffix(".png")] = base64.b64decode(output.data["image/png"])
     for path, content in written.items():
-        write_whole(path, content)
+        replace_file(path, content)

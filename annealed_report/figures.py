@@ -15,15 +15,13 @@ from annealed_core import evidence
 from annealed_core.chain import Chain
 from annealed_core.targets import GeometricPath, linear_alphas
 from annealed_report.comparison import Interval
-from annealed_report.plotting import COLOURS, NAMES, label_panel, panels
+from annealed_report.plotting import COLOURS, NAMES, label_panel, means_and_errors, panels
 
 
 @torch.no_grad()
-def draw_density(
-    axes: Axes, target: Any, half_width: float | None = None, filled: bool = True, points: int = 160
-) -> None:
+def draw_density(axes: Axes, target: Any, filled: bool = True, points: int = 160) -> None:
     """A two-dimensional density on its square: filled, or as contour lines to draw samples on."""
-    side: float = getattr(target, "box", 4.0) if half_width is None else half_width
+    side: float = getattr(target, "box", 4.0)
     z, _ = evidence.grid(side, points, torch.float32)
     density = (log_f := target.log_prob(z)).sub(log_f.max()).exp().numpy()
     x, y = z[..., 0].numpy(), z[..., 1].numpy()
@@ -32,15 +30,17 @@ def draw_density(
     else:
         axes.contour(x, y, density, levels=[0.1, 0.4, 0.7], colors="#555555", linewidths=0.7)
     axes.set(xlim=(-side, side), ylim=(-side, side), aspect="equal", xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-        spine.set_color("#cccccc")
+    axes.spines[:].set(visible=True, color="#cccccc")
+
+
+def draw_samples(axes: Axes, z: Tensor, method: str, size: float = 1.5, alpha: float = 0.4) -> None:
+    """Samples z (n, 2) as dots in the method's colour."""
+    axes.scatter(z[:, 0], z[:, 1], s=size, alpha=alpha, color=COLOURS.get(method, COLOURS["other"]), linewidths=0)
 
 
 def densities(targets: Mapping[str, Any], columns: int = 6, width: float = 9.0) -> Figure:
     """One filled panel a target, labelled with its name."""
-    rows = -(-len(targets) // columns)
-    figure, axes = panels(rows, columns, width)
+    figure, axes = panels(-(-len(targets) // columns), columns, width)
     for ax, (name, target) in zip(axes.flat, targets.items(), strict=False):
         draw_density(ax, target)
         label_panel(ax, name)
@@ -49,40 +49,24 @@ def densities(targets: Mapping[str, Any], columns: int = 6, width: float = 9.0) 
     return figure
 
 
-def draw_samples(axes: Axes, z: Tensor, method: str, size: float = 1.5, alpha: float = 0.4) -> None:
-    """Samples z (n, 2) as dots in the method's colour."""
-    axes.scatter(z[:, 0], z[:, 1], s=size, alpha=alpha, color=COLOURS.get(method, COLOURS["other"]), linewidths=0)
-
-
 def samples(rows: Mapping[str, Mapping[str, Tensor]], targets: Mapping[str, Any], width: float = 9.0) -> Figure:
-    """Samples over contours: the targets, then one row a method, one column a target.
-
-    Args:
-        rows: method -> target's name -> z (n, 2).
-        targets: the columns.
-        width: in inches.
-    """
+    """Samples over contours: the targets, then one row a method, one column a target: method -> target -> z (n, 2)."""
     figure, axes = panels(len(rows) + 1, len(targets), width)
-    for ax, (name, target) in zip(axes[0], targets.items(), strict=True):
-        draw_density(ax, target)
-        ax.set_title(name, loc="center")
-    axes[0, 0].set_ylabel("target")
-    for line, (method, drawn) in zip(axes[1:], rows.items(), strict=True):
+    for line, (method, drawn) in zip(axes, {"target": {}, **rows}.items(), strict=True):
         line[0].set_ylabel(NAMES.get(method, method))
         for ax, (name, target) in zip(line, targets.items(), strict=True):
-            draw_density(ax, target, filled=False)
-            z = drawn[name]
-            draw_samples(ax, z, method)
+            draw_density(ax, target, filled=name not in drawn)
+            if name in drawn:
+                draw_samples(ax, drawn[name], method)
+            else:
+                ax.set_title(name, loc="center")
     return figure
 
 
 def curves(axes: Axes, histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], x: str, y: str) -> None:
     """Mean and range over seeds of a recorded value, one line a method.
 
-    Args:
-        axes: to draw on.
-        histories: method -> one history a seed.
-        x, y: the fields of the history's lines.
+    `histories` has one history a seed for each method; `x` and `y` are fields of their lines.
     """
     for method, per_seed in histories.items():
         values = np.array([[line[y] for line in history] for history in per_seed])
@@ -94,18 +78,10 @@ def curves(axes: Axes, histories: Mapping[str, Sequence[Sequence[Mapping[str, fl
 
 def band(axes: Axes, x: Sequence[float], found: Sequence[Interval | None], method: str) -> None:
     """A line of means with their intervals, in the colour of the method; points without a value are left out."""
-    points = [(place, value) for place, value in zip(x, found, strict=True) if value is not None]
-    axes.errorbar(
-        [place for place, _ in points],
-        [value.mean for _, value in points],
-        yerr=[value.half_width if value.n > 1 else 0.0 for _, value in points],
-        fmt="o-",
-        ms=4,
-        capsize=2.5,
-        lw=1.4,
-        color=COLOURS.get(method, COLOURS["other"]),
-        label=NAMES.get(method, method),
-    )
+    points = {place: value for place, value in zip(x, found, strict=True) if value is not None}
+    means, errors = means_and_errors(points.values())
+    look = {"color": COLOURS.get(method, COLOURS["other"]), "label": NAMES.get(method, method)}
+    axes.errorbar(list(points), means, yerr=errors, fmt="o-", ms=4, capsize=2.5, lw=1.4, **look)
 
 
 def heat_maps(
@@ -117,22 +93,18 @@ def heat_maps(
 ) -> Figure:
     """One panel a method on a common scale, with the value in each cell, darker where larger.
 
-    Args:
-        maps: method -> values, rows from top to bottom.
-        rows, columns: what each stands for.
-        labels: of the vertical axis, of the horizontal axis and of the values.
-        width: in inches.
+    `maps` has each method's values, rows from top to bottom; `rows` and `columns` say what each stands for, `labels`
+    what the vertical axis, the horizontal axis and the values are.
     """
     wide = min(len(maps), 3)
     high = -(-len(maps) // wide)
     figure, axes = panels(high, wide, width, high * width / wide * 0.72, sharey=True)
-    top = max(value for values in maps.values() for line in values for value in line)
+    top = np.max([*maps.values()])
     for place, (ax, (method, values)) in enumerate(zip(axes.flat, maps.items(), strict=False)):
         image = ax.imshow(values, vmin=0, vmax=top, cmap="mako_r", aspect="auto")
-        for row, line in enumerate(values):
-            for column, value in enumerate(line):
-                shade = "white" if value > 0.35 * top else "black"
-                ax.text(column, row, f"{value:.1f}", ha="center", va="center", color=shade, fontsize="small")
+        for (row, column), value in np.ndenumerate(values):
+            shade = "white" if value > 0.35 * top else "black"
+            ax.text(column, row, f"{value:.1f}", ha="center", va="center", color=shade, fontsize="small")
         ax.set_xticks(range(len(columns)), columns)
         ax.set_yticks(range(len(rows)), rows)
         ax.set(title=NAMES.get(method, method), ylabel="" if place % wide else labels[0])
@@ -153,8 +125,7 @@ def image_grid(rows: Mapping[str, Tensor], width: float = 9.0) -> Figure:
         ax.set_xticks([])
         ax.set_yticks([14], [label])
         ax.tick_params(length=0)
-        for spine in ax.spines.values():
-            spine.set_visible(False)
+        ax.spines[:].set_visible(False)
     return figure
 
 
@@ -164,17 +135,9 @@ def particles(
 ) -> tuple[Figure, Callable[[int], None], int]:
     """Particles on their way through chains of as many kernels, one panel a method, for `plotting.show_animation`.
 
-    Between two states particles move on straight lines, which the chains know nothing of; the contours are those of
-    the intermediate target that the particles move to.
-
-    Args:
-        chains: method -> chain.
-        target: two-dimensional, the end of the path.
-        n: particles.
-        pause, between: frames that a state is held, and that lie between two states.
-        width: in inches.
-
-    Returns the figure, the function that draws a frame, and the number of frames.
+    Between two states, each held for `pause` frames, particles move for `between` frames on straight lines, which the
+    chains know nothing of; the contours are those of the intermediate target that the particles move to. Returns the
+    figure, the function that draws a frame, and the number of frames.
     """
     figure, axes = panels(1, len(chains), width, width / len(chains) + 0.3)
     steps = len(next(iter(chains.values())))
@@ -184,12 +147,13 @@ def particles(
         step, part = divmod(frame, pause + between)
         share = max(0.0, (part - pause + 1) / between)
         share = share * share * (3 - 2 * share)  # sets off and arrives gently
+        after = min(step + 1, steps)
+        shown = after if part >= pause else step
         for ax, (method, chain) in zip(axes[0], chains.items(), strict=True):
             path = GeometricPath(chain.base, target, linear_alphas(steps))
-            after = min(step + 1, steps)
             ax.clear()
-            draw_density(ax, path[after if part >= pause else step], filled=False, points=100)
+            draw_density(ax, path[shown], filled=False, points=100)
             draw_samples(ax, torch.lerp(states[method][step], states[method][after], share), method, 5, 1.0)
-            ax.set_title(f"{NAMES.get(method, method)}: t = {after if part >= pause else step}", loc="center")
+            ax.set_title(f"{NAMES.get(method, method)}: t = {shown}", loc="center")
 
     return figure, draw, steps * (pause + between) + pause

@@ -35,6 +35,7 @@ from annealed_core.objectives import AVO, ELBO, IWAE
 from annealed_core.running.density import Kernels, Objectives, check_objective, path_of, short_name
 from annealed_core.running.experiment import Experiment
 from annealed_core.schedules import objective_at
+from annealed_core.vae import Joint
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 REACH = 8.0  # of grids over z ~ N(0, 1): 1e-15 of the prior lies beyond
@@ -288,25 +289,15 @@ def data(noise: float, measurements: int, n_train: int, seed: int) -> tuple[Tens
     return train, held_out, maximum_likelihood(train)
 
 
-class LineJoint:
-    """The target log p(x, z) of one model for a batch x (batch, R); see `vae.Joint`."""
-
-    dim = 1
+class LineJoint(Joint):
+    """The target log p(x, z) of one model for a batch x (batch, R)."""
 
     def __init__(self, model: LineModel, x: Tensor) -> None:
-        self.model, self.x = model, x
+        self.model, self.x, self.dim = model, x, 1
 
     def log_likelihood(self, z: Tensor) -> Tensor:
         """Log p(x | z) in nats; z: (*sample, batch, 1) -> (*sample, batch)."""
         return self.model.log_likelihood(self.x, z)
-
-    def log_prior(self, z: Tensor) -> Tensor:
-        """Log N(z; 0, 1) in nats; z: (*sample, batch, 1) -> (*sample, batch)."""
-        return -0.5 * (z.square().sum(-1) + math.log(2 * math.pi))
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log p(x, z) in nats; z: (*sample, batch, 1) -> (*sample, batch)."""
-        return self.log_likelihood(z) + self.log_prior(z)
 
     def frozen(self) -> LineJoint:
         """The same target without its model's gradients."""

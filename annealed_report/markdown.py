@@ -47,20 +47,14 @@ def sanitise(html: str) -> str:
 class Markdown(IPythonRenderer):
     """nbconvert's markdown with formulas marked, headings collected, citations and links between pages resolved.
 
-    Args:
-        folder: where images that the markdown names are found.
-        bibliography: the entries that can be cited.
-        references_page: the page that has the list of references, where it is another one.
-
-    Attributes:
-        headings: level, anchor and HTML of every heading so far.
-        cited: keys of what was cited so far, in order.
-        has_maths: whether there was a formula.
+    Images that the markdown names are found in `folder`, whose `references.bib` has what can be cited; the list of
+    references stands on `references_page` where that is another page. What was rendered so far had the `headings`
+    (level, anchor, HTML), cited the keys of `cited`, and `has_maths` where there was a formula.
     """
 
-    def __init__(self, folder: Path, bibliography: BibliographyData, references_page: str = "") -> None:
+    def __init__(self, folder: Path, references_page: str = "") -> None:
         super().__init__(escape=False, embed_images=True, path=str(folder))
-        self.bibliography, self.references_page = bibliography, references_page
+        self.bibliography, self.references_page = load_bibliography(folder / "references.bib"), references_page
         self.headings: list[tuple[int, str, str]] = []
         self.cited: dict[str, None] = {}
         self.has_maths = False
@@ -85,7 +79,7 @@ class Markdown(IPythonRenderer):
         return [(entry.key, sanitise(entry.text.render(html))) for entry in found]
 
     def _cite(self, match: re.Match[str]) -> str:
-        keys = split_keys(match[1])
+        keys = cited_keys([match[0]])
         if any(key not in self.bibliography.entries for key in keys):
             return match[0]  # the check of the pages finds it
         self.cited.update(dict.fromkeys(keys))
@@ -126,14 +120,10 @@ class Markdown(IPythonRenderer):
         return f'<h{level} id="{escape(taken)}">{text}{link}</h{level}>\n'
 
 
-def split_keys(cited: str) -> list[str]:
-    """The keys that one citation names."""
-    return [key.strip() for key in cited.split(",")]
-
-
 def cited_keys(sources: Iterable[str]) -> list[str]:
     """The keys that pieces of markdown cite."""
-    return [key for source in sources for match in CITE.finditer(source) for key in split_keys(match[1])]
+    found = [match[1].split(",") for source in sources for match in CITE.finditer(source)]
+    return [key.strip() for keys in found for key in keys]
 
 
 def load_bibliography(path: Path) -> BibliographyData:

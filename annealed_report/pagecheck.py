@@ -1,6 +1,7 @@
 """Is a built report sound? The laws that pages must obey so that they stand alone, read well, and hide no failure."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -8,6 +9,12 @@ from bs4 import BeautifulSoup, Tag
 
 LOADING = ("src", "srcset", "poster", "data", "background", "action")  # attributes that make a browser fetch
 TEX = re.compile(r"\$\$|\$[^$]*\\[A-Za-z]+|\\begin\{|\\(?:frac|mathbb|mathrm|alpha|beta|log|sum|int)\b")
+FAILURES = {
+    ".stderr": "stderr in",
+    ".error, .banner": "error in a cell:",
+    ".katex-error": "KaTeX cannot draw",
+    "cite[data-cite]": "unresolved citation",
+}
 
 
 def check_pages(folder: Path) -> list[str]:
@@ -23,68 +30,55 @@ def check_pages(folder: Path) -> list[str]:
     soups = {name: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for name, path in paths.items()}
     anchors = {name: {str(tag["id"]) for tag in soup.find_all(id=True)} for name, soup in soups.items()}
     for name, soup in soups.items():
-        found = [*loads(soup), *_accessibility(soup), *_failures(soup), *_text(soup), *_links(soup, name, anchors)]
+        found = [*_loads(soup), *_failures(soup), *_text(soup), *_links(soup, name, anchors)]
         problems += [f"{name}: {problem}" for problem in dict.fromkeys(found)]
     return problems
 
 
-def loads(soup: BeautifulSoup) -> list[str]:
+def _loads(soup: BeautifulSoup) -> Iterator[str]:
     """What a browser would fetch to show the page."""
-    found = []
     for tag in soup.find_all(True):
-        names = [name for name in LOADING if tag.has_attr(name)]
-        if tag.name in ("link", "image", "use", "base"):
-            names += [name for name in ("href", "xlink:href") if tag.has_attr(name)]
+        names = LOADING + (("href", "xlink:href") if tag.name in ("link", "image", "use", "base") else ())
         for name in names:
-            if not str(tag[name]).startswith(("data:", "#")):
-                found.append(f"<{tag.name}> loads {_short(tag[name])}")
+            if tag.has_attr(name) and not str(tag[name]).startswith(("data:", "#")):
+                yield f"<{tag.name}> loads {_short(tag[name])}"
         styles = str(tag.get("style", "")) + (tag.get_text() if tag.name == "style" else "")
         for address in re.findall(r"url\(\s*['\"]?(?!data:|#)([^)'\"]+)|@import\s+['\"]?([^'\";]+)", styles):
-            found.append(f"style loads {_short(address[0] or address[1])}")
-    return found
+            yield f"style loads {_short(address[0] or address[1])}"
 
 
-def _accessibility(soup: BeautifulSoup) -> list[str]:
-    return [
-        f"image {number} has no alternative text"
-        for number, image in enumerate(soup.find_all("img"), 1)
-        if image.get("alt") in (None, "", "No description has been provided for this image")  # as nbconvert says
-    ]
+def _failures(soup: BeautifulSoup) -> Iterator[str]:
+    for number, image in enumerate(soup.find_all("img"), 1):
+        if image.get("alt") in (None, "", "No description has been provided for this image"):  # as nbconvert says
+            yield f"image {number} has no alternative text"
+    for selector, words in FAILURES.items():
+        for tag in soup.select(selector):
+            yield f"{words} {_short(tag.get('data-cite') or tag.get_text())}"
 
 
-def _failures(soup: BeautifulSoup) -> list[str]:
-    found = [f"stderr in {_short(tag.get_text())}" for tag in soup.select(".stderr")]
-    found += [f"error in a cell: {_short(tag.get_text())}" for tag in soup.select(".error, .banner")]
-    found += [f"KaTeX cannot draw {_short(tag.get_text())}" for tag in soup.select(".katex-error")]
-    return found + [f"unresolved citation {tag['data-cite']}" for tag in soup.select("cite[data-cite]")]
-
-
-def _text(soup: BeautifulSoup) -> list[str]:
-    found = []
+def _text(soup: BeautifulSoup) -> Iterator[str]:
     for text in soup.find_all(string=TEX):
-        around = [parent.name for parent in text.parents if isinstance(parent, Tag)]
-        marked = any("math" in parent.get_attribute_list("class") for parent in text.parents if isinstance(parent, Tag))
-        if not marked and not {"pre", "code", "script", "style", "title", "annotation"} & set(around):
-            found.append(f"mathematics left as text: {_short(text)}")
+        around = [parent for parent in text.parents if isinstance(parent, Tag)]
+        is_marked = any("math" in parent.get_attribute_list("class") for parent in around)
+        is_code = {"pre", "code", "script", "style", "title", "annotation"} & {parent.name for parent in around}
+        if not is_marked and not is_code:
+            yield f"mathematics left as text: {_short(text)}"
     if soup.select_one(".math") and not any("katex" in script.get_text() for script in soup.find_all("script")):
-        found.append("formulas, but no KaTeX to draw them")
-    return found
+        yield "formulas, but no KaTeX to draw them"
 
 
-def _links(soup: BeautifulSoup, name: str, anchors: dict[str, set[str]]) -> list[str]:
-    found = []
+def _links(soup: BeautifulSoup, name: str, anchors: dict[str, set[str]]) -> Iterator[str]:
     for link in soup.find_all("a", href=True):
         target, _, anchor = str(link["href"]).partition("#")
         if re.match(r"https?:|mailto:", target):
             continue
         page = unquote(target) or name
         if page.endswith(".ipynb"):
-            found.append(f"link to a notebook: {link['href']}")
+            yield f"link to a notebook: {link['href']}"
         elif page not in anchors:
-            found.append(f"link to a page that is not there: {link['href']}")
+            yield f"link to a page that is not there: {link['href']}"
         elif anchor and unquote(anchor) not in anchors[page] and anchor not in anchors[page]:
-            found.append(f"link to a section that is not there: {link['href']}")
-    return found
+            yield f"link to a section that is not there: {link['href']}"
 
 
 def _short(text: object) -> str:

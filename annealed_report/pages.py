@@ -8,6 +8,7 @@ import base64
 import copy
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from html import escape
@@ -18,7 +19,7 @@ import nbformat
 from nbconvert.exporters.html import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-from annealed_report.markdown import Markdown, load_bibliography, sanitise
+from annealed_report.markdown import Markdown, sanitise
 from annealed_report.parameters import read_parameters
 
 PAGE = Path(__file__).parent / "page"
@@ -26,25 +27,20 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def render_page(notebook: Any, stem: str, titles: Mapping[str, str], folder: Path) -> str:
-    """One executed notebook as HTML.
+    """One executed notebook, whose `metadata.annealed` says how it was executed, as HTML.
 
-    Args:
-        notebook: the executed notebook; `metadata.annealed` says how it was executed.
-        stem: its file name without `.ipynb`; the page's is the same with `.html`.
-        titles: the title of every page of the report by stem, in reading order.
-        folder: where the notebook stands, with `references.bib` and the images that its markdown names.
+    `titles` has those of all pages of the report by stem, in reading order; `folder` is where the notebook stands, with
+    `references.bib` and the images that its markdown names.
     """
-    markdown = Markdown(folder, load_bibliography(folder / "references.bib"))
     order = [None, *titles, None]
     place = order.index(stem)
-    about: dict[str, Any] = {"title": titles[stem], "titles": titles}
-    about |= {"previous": order[place - 1], "following": order[place + 1]}
+    about = {"title": titles[stem], "titles": titles, "previous": order[place - 1], "following": order[place + 1]}
     notebook = _arranged(notebook)
     for cell in notebook.cells:  # the title stands in the header
         if cell.cell_type == "markdown" and re.search(r"^# ", cell.source, re.MULTILINE):
             cell.source = re.sub(r"^# .*\n?", "", cell.source, count=1, flags=re.MULTILINE)
             break
-    return _export("page.html.j2", notebook, markdown, execution=notebook.metadata.get("annealed", {}), **about)
+    return _export("page.html.j2", notebook, Markdown(folder), execution=notebook.metadata.get("annealed", {}), **about)
 
 
 def render_index(executed: Path, titles: Mapping[str, str], profile: str, description: str, folder: Path) -> str:
@@ -52,27 +48,27 @@ def render_index(executed: Path, titles: Mapping[str, str], profile: str, descri
 
     The latter is what the cells tagged `claims` show.
     """
-    bibliography = load_bibliography(folder / "references.bib")
-    body, has_maths = (nbformat.v4.new_notebook(), Markdown(folder, bibliography)), False
+    body, body_markdown, has_maths = nbformat.v4.new_notebook(), Markdown(folder), False
     cards: list[dict[str, Any]] = []
     execution: dict[str, Any] = {}
     for stem, title in titles.items():
-        markdown = Markdown(folder, bibliography, references_page=f"{stem}.html")
+        markdown = Markdown(folder, references_page=f"{stem}.html")
         card: dict[str, Any] = {"stem": stem, "title": markdown.inline(title)}
         if (path := executed / f"{stem}.ipynb").exists():
-            notebook = nbformat.read(path, as_version=4)
+            cells = (notebook := nbformat.read(path, as_version=4)).cells
             execution = card["execution"] = notebook.metadata.get("annealed", {})
-            card |= {"lead": markdown.inline(_lead(notebook.cells)), "image": _first_image(notebook.cells)}
-            claims = [cell for cell in notebook.cells if "claims" in cell.metadata.get("tags", [])]
-            if claims and not body[0].cells:
-                body = _arranged(nbformat.v4.new_notebook(cells=claims)), markdown
-                for cell in body[0].cells:
+            images = [each for cell in cells for each in cell.get("outputs", []) if "image/png" in each.get("data", {})]
+            card |= {"lead": markdown.inline(_lead(cells)), "image": images[0] if images else None}
+            claims = [cell for cell in cells if "claims" in cell.metadata.get("tags", [])]
+            if claims and not body.cells:
+                body, body_markdown = _arranged(nbformat.v4.new_notebook(cells=claims)), markdown
+                for cell in body.cells:
                     cell.source = ""
         cards.append(card)
         has_maths = has_maths or markdown.has_maths
-    body[1].has_maths |= has_maths
+    body_markdown.has_maths |= has_maths
     about: dict[str, Any] = {"profile": profile, "description": description, "execution": execution}
-    return _export("index.html.j2", *body, cards=cards, **about)
+    return _export("index.html.j2", body, body_markdown, cards=cards, **about)
 
 
 def _export(template: str, notebook: Any, markdown: Markdown, **about: Any) -> str:
@@ -96,7 +92,7 @@ def _arranged(notebook: Any) -> Any:
     outputs have the caption beside them, and their number as a figure or table.
     """
     notebook = copy.deepcopy(notebook)
-    numbers = {"cell": 0, "Figure": 0, "Table": 0}
+    numbers: Counter[str] = Counter()
     cells, shown = notebook.cells, []
     for cell, following in zip(cells, [*cells[1:], None], strict=True):
         tags = cell.metadata.get("tags", [])
@@ -117,29 +113,29 @@ def _arranged(notebook: Any) -> Any:
     return notebook
 
 
-def _captioned(outputs: list[Any], numbers: dict[str, int]) -> list[Any]:
+def _captioned(outputs: list[Any], numbers: Counter[str]) -> list[Any]:
     """Outputs without their captions, which become part of what they stand below (figures) or above (tables)."""
     kept: list[Any] = []
-    caption = None
+    table_caption = None
+
+    def join(output: Any, kind: str, caption: str) -> None:
+        numbers[kind] += 1
+        output.metadata["page"] = {"kind": kind, "number": numbers[kind], "caption": caption}
+
     for output in outputs:
         kind = output.get("metadata", {}).get("annealed")
         if kind == "table-caption":
-            caption = output.data["text/markdown"]
+            table_caption = output.data["text/markdown"]
         elif kind == "caption" and kept and "image/png" in kept[-1].get("data", {}):
-            kept[-1].metadata["page"] = _numbered("Figure", output.data["text/markdown"], numbers)
+            join(kept[-1], "Figure", output.data["text/markdown"])
         elif WIDGET not in output.get("data", {}):
             if output.output_type == "execute_result":
                 output.output_type = "display_data"
-            if caption and "data" in output:
-                output.metadata["page"] = _numbered("Table", caption, numbers)
-                caption = None
+            if table_caption and "data" in output:
+                join(output, "Table", table_caption)
+                table_caption = None
             kept.append(output)
     return kept
-
-
-def _numbered(kind: str, caption: str, numbers: dict[str, int]) -> dict[str, Any]:
-    numbers[kind] += 1
-    return {"kind": kind, "number": numbers[kind], "caption": caption}
 
 
 def _parameters(cell: Any, following: Any) -> list[dict[str, Any]]:
@@ -157,6 +153,7 @@ def _parameters(cell: Any, following: Any) -> list[dict[str, Any]]:
 
 
 def _label(source: str) -> str:
+    """What the code of a cell is called: by its first comment, or by what it makes."""
     if comment := re.match(r"#\s*([^%\s].*)", source):
         return f"code: {comment[1]}"
     made = re.findall(r"plotting\.(show|table)\(", source)
@@ -168,11 +165,6 @@ def _lead(cells: list[Any]) -> str:
     prose = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     texts = re.sub(r"^#.*$", "", prose, flags=re.MULTILINE).split("\n\n")
     return next((text for text in texts if text.strip() and not re.match(r"\s*([|<$-]|!\[)", text)), "")
-
-
-def _first_image(cells: list[Any]) -> Any:
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    return next((output for output in outputs if "image/png" in output.get("data", {})), None)
 
 
 @cache

@@ -5,15 +5,12 @@ is compared before anything runs; what is wrong is said in one line.
 """
 
 import ast
-import math
+import reprlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
+from functools import cache
 from typing import Any
-
-KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
 class ReportError(ValueError):
@@ -30,163 +27,105 @@ class ParameterError(ReportError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One assignment of a parameters cell, as written, with what its comment says."""
+    """One assignment: its value (None where that is no literal), as written (a list on one line), and its comment."""
 
-    literal: str
+    default: Any
+    shown: str
     help: str = ""
-
-    @property
-    def default(self) -> Any:
-        """The value; None where it is not a literal."""
-        try:
-            return ast.literal_eval(self.literal)
-        except (ValueError, SyntaxError):
-            return None
-
-    @property
-    def shown(self) -> str:
-        """As written, on one line: papermill joins the lines of a list."""
-        return repr(self.default) if isinstance(self.default, list | tuple | dict) else self.literal
 
 
 def read_parameters(source: str) -> dict[str, Parameter]:
-    """The parameters that a cell offers, by name, as papermill finds them.
+    """The parameters that a cell offers, by name; none where it is not plain Python.
 
-    >>> read_parameters("seeds = 2  # runs a method")
-    {'seeds': Parameter(literal='2', help='runs a method')}
+    >>> read_parameters("lr = 1e-3  # learning rate")
+    {'lr': Parameter(default=0.001, shown='1e-3', help='learning rate')}
     """
-    from nbformat.v4 import new_code_cell, new_notebook  # late: a notebook that checks its own needs neither
-    from papermill import inspect_notebook
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:  # magics
+        return {}
+    found = {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and isinstance(name := statement.targets[0], ast.Name):
+            written = ast.get_source_segment(source, statement.value) or ""
+            try:
+                default = ast.literal_eval(statement.value)
+            except ValueError:
+                default = None
+            last_line = source.encode().splitlines()[statement.value.end_lineno - 1]  # type: ignore[operator]
+            comment = last_line[statement.value.end_col_offset :].decode().partition("#")[2].strip()
+            found[name.id] = Parameter(default, repr(default) if "\n" in written else written, comment)
+    return found
 
-    cell = new_code_cell(source, metadata={"tags": ["parameters"]})
-    found = inspect_notebook(new_notebook(cells=[cell], metadata={"kernelspec": KERNEL}))
-    return {name: Parameter(entry["default"], entry["help"]) for name, entry in found.items()}
 
+@cache
+def possible() -> dict[str, Any]:
+    """What the notebooks' parameters, or each entry of one that is a list, take beyond the type of their default."""
+    from annealed_core.description import Choice, Number, Whole  # late: torch may be missing
+    from annealed_core.energies import ENERGIES
+    from annealed_report.studies import STUDIES
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'? `, or nothing where no known name is close."""
-    close = get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
+    most = 2**31 - 1
+    return {
+        "seeds": Whole(0, most),
+        "targets": Choice(*ENERGIES),
+        "studies": Choice("live", *STUDIES),
+        "schedules": Choice("constant", "linear", "geometric", "cyclical"),
+        "lr": Number(0, open_low=True),
+        "gamma": Number(0, 1, open_low=True),
+        "beta1": Number(0, 1, open_high=True),
+        "n_transitions": Whole(0, 1000),
+        "train_images": Whole(2, 50_000),
+        "nll_images": Whole(1, 10_000),
+        "nll_samples": Whole(2, most),
+    } | dict.fromkeys(("steps", "epochs", "batch", "hidden", "samples"), Whole(1, most))
 
 
 def check_values(offered: Mapping[str, Parameter], given: Mapping[str, Any]) -> None:
     """Raise ParameterError unless every given name is offered, has the type of its default, and a possible value."""
+    from annealed_core.description import suggest
+
     for name, value in given.items():
         if name not in offered:
             takes = f"it takes {', '.join(sorted(offered))}" if offered else "the notebook takes no parameters"
             raise ParameterError(f"unknown parameter {name!r}: {suggest(name, offered)}{takes}")
-        default = offered[name].default
-        if not _agrees(value, default):
-            raise ParameterError(f"{name} takes a value like {offered[name].shown}, got {_short(value)}")
-        if name in POSSIBLE and value != default:
-            words, is_possible = POSSIBLE[name]
-            with suppress(TypeError):  # a list in a list, say
-                if is_possible(value):
-                    continue
-            words = words if isinstance(words, str) else f"different ones of {', '.join(words())}"
-            raise ParameterError(f"impossible {name} {_short(value)}: {name} takes {words}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        if not _agrees(value, offered[name].default):
+            raise ParameterError(f"{name} takes a value like {offered[name].shown}, got {reprlib.repr(value)}")
+        if name in possible():
+            check, is_list = possible()[name], isinstance(value, list | tuple)
+            entries = value if is_list else [value]
+            is_right = all(check(each) is not None and entries.count(each) == 1 for each in entries)
+            if not is_right or (name == "seeds" and not entries):
+                takes = f"different ones, each {check.takes}" if is_list else check.takes
+                raise ParameterError(f"impossible {name} {reprlib.repr(value)}: {name} takes {takes}")
 
 
 def _agrees(value: Any, default: Any) -> bool:
     if default is None:
         return True
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
     if isinstance(default, list | tuple):
         examples = default or [None]
-        return isinstance(value, list | tuple) and all(
-            any(_agrees(entry, each) for each in examples) for entry in value
-        )
+        return isinstance(value, list | tuple) and all(any(_agrees(each, one) for one in examples) for each in value)
+    if isinstance(default, bool) or isinstance(value, bool):
+        return type(value) is type(default)
     return isinstance(value, int | float if isinstance(default, float) else type(default))
-
-
-def _energies() -> list[str]:
-    from annealed_core.energies import ENERGIES  # late, as below: it imports torch
-
-    return list(ENERGIES)
-
-
-def _studies() -> list[str]:
-    from annealed_report.studies import STUDIES
-
-    return ["live", *STUDIES]
-
-
-Possible = tuple[str | Callable[[], list[str]], Callable[[Any], bool]]
-
-
-def _whole(low: int, high: int = 2**31 - 1) -> Possible:
-    return f"a whole number from {low} to {high:,}", lambda value: low <= value <= high
-
-
-def _entries(value: Any) -> set[Any]:
-    """What a list has, or the value alone; empty where an entry is repeated."""
-    entries = value if isinstance(value, list | tuple) else [value]
-    return set(entries) if len(set(entries)) == len(entries) else set()
-
-
-def _some_of(names: Callable[[], list[str]]) -> Possible:
-    return names, lambda value: value == [] or (bool(_entries(value)) and _entries(value) <= set(names()))
-
-
-def _are_seeds(value: Any) -> bool:
-    return bool(_entries(value)) and all(0 <= seed < 2**31 for seed in _entries(value))
-
-
-#: What the parameters of the notebooks take beyond the type of their default: in words, or as names, and as a check.
-POSSIBLE: dict[str, Possible] = {
-    "seeds": ("different whole numbers from 0", _are_seeds),
-    "target": _some_of(_energies),
-    "targets": _some_of(_energies),
-    "studies": _some_of(_studies),
-    "schedules": _some_of(lambda: ["constant", "linear", "geometric", "cyclical"]),
-    "lr": ("a number above 0", lambda value: 0 < value < math.inf),
-    "gamma": ("a number in (0, 1]", lambda value: 0 < value <= 1),
-    "beta1": ("a number in [0, 1)", lambda value: 0 <= value < 1),
-    "n_transitions": _whole(0, 1000),
-    "train_images": _whole(2, 50_000),
-    "nll_images": _whole(1, 10_000),
-    "nll_samples": _whole(2),
-} | dict.fromkeys(("steps", "epochs", "batch", "hidden", "samples"), _whole(1))
-
-
-def _assigned(source: str) -> dict[str, Parameter]:
-    """The plain assignments of a cell: all that a check inside a notebook needs, without papermill's two seconds."""
-    try:
-        statements = ast.parse(source).body
-    except SyntaxError:  # magics
-        return {}
-    return {
-        statement.targets[0].id: Parameter(ast.unparse(statement.value))
-        for statement in statements
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
-    }
 
 
 def check_parameters() -> None:
     """Check, inside a notebook, the parameters that papermill injected, or else the values that they have now.
 
     Called in the cell after the parameters. Papermill only warns about a name that the notebook does not have, as in
-    `papermill notebook.ipynb out.ipynb -p lerning_rate 1`; this makes it an error of one line. Outside IPython nothing
-    happens.
-
-    Raises:
-        ParameterError: for an unknown name or an impossible value.
+    `papermill notebook.ipynb out.ipynb -p lerning_rate 1`; this raises ParameterError. Outside IPython nothing happens.
     """
     ipython = sys.modules.get("IPython")
     shell: Any = ipython.get_ipython() if ipython else None
     history: list[str] = list(shell.user_ns.get("In", [])) if shell else []
     if len(history) < 2:
         return
-    offered = _assigned(history[1])
+    offered = read_parameters(history[1])
     injected = [source for source in history[2:] if source.split("\n", 1)[0] == "# Parameters"]
     if injected:
-        given = {name: parameter.default for name, parameter in _assigned(injected[-1]).items()}
+        given = {name: parameter.default for name, parameter in read_parameters(injected[-1]).items()}
     else:  # whoever works by hand changes the cell and runs it again
         given = {name: shell.user_ns[name] for name in offered if name in shell.user_ns}
     check_values(offered, given)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,57 +13,42 @@ import PIL.Image
 import seaborn as sns
 from IPython.display import Image, Markdown, display
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from annealed_report.comparison import Interval
 
-#: One colour a method, through the whole report (seaborn's colour-blind palette).
+NAMES = {"elbo": "HVI, ELBO", "hvi": "HVI", "avo": "HVI-AVO", "vae": "VAE", "iaf": "IAF", "planar": "planar flow"}
+NAMES |= {"householder": "Householder flow", "iaf-elbo": "IAF, ELBO", "iaf-avo": "IAF-AVO"}
 _PALETTE = sns.color_palette("colorblind")
+_blue, _orange, _green, _red, _purple, _brown, _pink, _grey, _yellow, _cyan = _PALETTE
+DARK = "#444444"
+SCHEDULE_COLOURS: dict[str, Any] = {"constant": _grey, "linear": _purple, "geometric": _cyan, "cyclical": _red}
+#: One colour a method, through the whole report, by its key or its name.
 COLOURS: dict[str, Any] = {
-    "target": "#444444",
-    "elbo": _PALETTE[0],
-    "hvi": _PALETTE[0],
-    "avo": _PALETTE[1],
-    "iaf-elbo": _PALETTE[9],
-    "iaf-avo": _PALETTE[3],
-    "vae": _PALETTE[2],
-    "ais": _PALETTE[4],
-    "other": _PALETTE[7],
+    "elbo": _blue,
+    "hvi": _blue,
+    "avo": _orange,
+    "vae": _green,
+    "iaf-elbo": _cyan,
+    "iaf-avo": _red,
 }
-SCHEDULE_COLOURS: dict[str, Any] = {
-    "constant": _PALETTE[7],
-    "linear": _PALETTE[4],
-    "geometric": _PALETTE[9],
-    "cyclical": _PALETTE[3],
+COLOURS |= {called: COLOURS[name] for name, called in NAMES.items() if name in COLOURS}
+COLOURS |= {"target": DARK, "ais": _purple, "other": _grey, **SCHEDULE_COLOURS}
+COLOURS |= {"quick": _grey, "full": _blue, "less": "#5b4a8a", "more": "#a99bd0"}
+
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": "medium",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "image.cmap": "mako_r",
 }
-COLOURS |= {"quick": _PALETTE[7], "full": _PALETTE[0], "less": "#5b4a8a", "more": "#a99bd0"}
-COLOURS |= SCHEDULE_COLOURS
-NAMES = {"elbo": "HVI, ELBO", "hvi": "HVI", "avo": "HVI-AVO", "vae": "VAE"}
-NAMES |= {"iaf": "IAF", "planar": "planar flow", "householder": "Householder flow"}
-NAMES |= {"iaf-elbo": "IAF, ELBO", "iaf-avo": "IAF-AVO"}
-
-
-def use_style() -> None:
-    """Set the report's style; importing this module does it."""
-    sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.9)
-    plt.rcParams.update(
-        {
-            "figure.dpi": 110,
-            "savefig.dpi": 110,
-            "figure.constrained_layout.use": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlesize": "medium",
-            "axes.titlelocation": "left",
-            "legend.frameon": False,
-            "lines.linewidth": 1.8,
-            "image.cmap": "mako_r",
-        }
-    )
-
-
-use_style()
+sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.9, rc=STYLE)
 
 
 def panels(
@@ -75,32 +60,14 @@ def panels(
 
 
 def show(figure: Figure, caption: str, alt: str) -> None:
-    """Show a figure once, as an image of modest size with alternative text, and its caption below.
+    """Show a figure once, as an image in 256 colours, with its caption below; the figure is closed.
 
-    Args:
-        figure: closed afterwards.
-        caption: what to see, in Markdown; the report's pages number it.
-        alt: what a reader who can't see the image should know.
+    `caption` says in Markdown what to see, and the report's pages number it; `alt` says what a reader who can't see the
+    image should know.
     """
-    if not caption or not alt:
-        raise ValueError("a figure needs a caption and an alternative text")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.06, metadata={"Software": None})
-    plt.close(figure)
-    _show_png(smaller(buffer.getvalue()), caption, alt)
-
-
-def smaller(png: bytes) -> bytes:
-    """The same picture in 256 colours: a third of the size, for the eye no difference."""
-    buffer = io.BytesIO()
-    picture = PIL.Image.open(io.BytesIO(png)).convert("RGB")
-    picture.quantize(256, dither=PIL.Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue() if len(buffer.getvalue()) < len(png) else png
-
-
-def _show_png(png: bytes, caption: str, alt: str) -> None:
-    display(Image(png, alt=alt), metadata={"image/png": {"alt": alt}})
-    display(Markdown(caption), metadata={"annealed": "caption"})
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.06)
+    _show_png([_with_colours(PIL.Image.open(buffer), 256)], figure, caption, alt)
 
 
 def show_animation(
@@ -108,36 +75,38 @@ def show_animation(
 ) -> None:
     """Show an animation once, as an animated PNG, which plays in any browser by itself and without a network.
 
-    Args:
-        figure: closed afterwards.
-        draw: brings the figure to the state of a frame, 0 to frames - 1.
-        frames: how many; the last one is held for two seconds before it begins again.
-        caption, alt: as for `show`.
-        milliseconds: between two frames.
+    `draw` brings the figure to the state of a frame, 0 to frames - 1, which is shown for so many milliseconds, the last
+    one for two seconds; the rest is as for `show`.
     """
-    if not caption or not alt:
-        raise ValueError("a figure needs a caption and an alternative text")
     pictures = []
     for frame in range(frames):
         draw(frame)
-        canvas = cast(FigureCanvasAgg, figure.canvas)
-        canvas.draw()
-        picture = PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        pictures.append(picture.quantize(16, dither=PIL.Image.Dither.NONE))  # few colours: a tenth of the size
+        figure.canvas.draw()
+        pixels = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
+        pictures.append(_with_colours(PIL.Image.fromarray(pixels), 16))
+    durations = [milliseconds] * (frames - 1) + [2000]
+    _show_png(pictures, figure, caption, alt, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def _with_colours(picture: PIL.Image.Image, colours: int) -> PIL.Image.Image:
+    """The same picture in few colours: 256 give a third of the size, and for the eye no difference."""
+    return picture.convert("RGB").quantize(colours, dither=PIL.Image.Dither.NONE)
+
+
+def _show_png(pictures: list[PIL.Image.Image], figure: Figure, caption: str, alt: str, **options: Any) -> None:
+    if not caption or not alt:
+        raise ValueError("a figure needs a caption and an alternative text")
     plt.close(figure)
     buffer = io.BytesIO()
-    durations = [milliseconds] * (frames - 1) + [2000]
-    pictures[0].save(
-        buffer, "PNG", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=True
-    )
-    _show_png(buffer.getvalue(), caption, alt)
+    pictures[0].save(buffer, "PNG", optimize=True, **options)
+    display(Image(buffer.getvalue(), alt=alt), metadata={"image/png": {"alt": alt}})
+    display(Markdown(caption), metadata={"annealed": "caption"})
 
 
 def table(rows: Sequence[Mapping[str, Any]], caption: str | None = None) -> None:
     """Show rows (one mapping of column to cell each) as a table in Markdown, with its caption above.
 
-    Numbers and `Interval`s are aligned to the right; floats are shown with three significant decimals at most, None
-    as a dash.
+    Numbers and `Interval`s are aligned to the right; floats have three decimals at most, None is a dash.
     """
     if not rows:
         raise ValueError("a table needs at least one row")
@@ -153,12 +122,10 @@ def table(rows: Sequence[Mapping[str, Any]], caption: str | None = None) -> None
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    if isinstance(value, Interval):
-        value = value.text()
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < 100 else f"{value:.1f}"
-    text = re.sub(r"(?<![\w–-])-(?=\d)", "−", str(value)).replace(" ± ", "\u00a0±\u00a0")
-    return text.replace("|", "\\|")
+    text = value.text() if isinstance(value, Interval) else str(value)
+    return re.sub(r"(?<![\w–-])-(?=\d)", "−", text).replace(" ± ", "\u00a0±\u00a0").replace("|", "\\|")
 
 
 def label_panel(axes: Axes, text: str) -> None:
@@ -174,36 +141,29 @@ def intervals(
     zero: bool = False,
     names: Mapping[str, str] = NAMES,
 ) -> None:
-    """Dots with their intervals, one line a group and one colour a series.
+    """Dots with their intervals: group -> series -> interval, one line a group and one colour a series.
 
-    Args:
-        axes: to draw on.
-        groups: group -> series -> interval, groups from top to bottom.
-        label: of the horizontal axis, with its unit.
-        zero: draw a line at 0, for differences.
-        names: of the series in the legend.
+    Groups stand from top to bottom; `label` is that of the horizontal axis, with its unit, which has a line at 0 where
+    `zero` (for differences); `names` has what series are called in the legend.
     """
     series = list(dict.fromkeys(name for group in groups.values() for name in group))
     offsets = np.linspace(-0.2, 0.2, len(series)) if len(series) > 1 else [0.0]
-    for place_in_palette, (name, offset) in enumerate(zip(series, offsets, strict=True)):
-        found = [(row, group[name]) for row, group in enumerate(groups.values()) if name in group]
-        mean = [value.mean for _, value in found]
-        error = [value.half_width if value.n > 1 else 0.0 for _, value in found]
-        place = [row + offset for row, _ in found]
+    for number, (name, offset) in enumerate(zip(series, offsets, strict=True)):
+        found = {row + offset: group[name] for row, group in enumerate(groups.values()) if name in group}
+        colour = COLOURS.get(name, _PALETTE[number % 10] if len(series) > 1 else DARK)
+        means, errors = means_and_errors(found.values())
         axes.errorbar(
-            mean,
-            place,
-            xerr=error,
-            fmt="o",
-            ms=5,
-            capsize=3,
-            color=COLOURS.get(name, _PALETTE[place_in_palette % 10] if len(series) > 1 else "#444444"),
-            label=names.get(name, name),
+            means, list(found), xerr=errors, fmt="o", ms=5, capsize=3, color=colour, label=names.get(name, name)
         )
     axes.set_yticks(range(len(groups)), list(groups))
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlabel(label)
     if zero:
-        axes.axvline(0, color="#444444", lw=0.8)
+        axes.axvline(0, color=DARK, lw=0.8)
     if len(series) > 1:
         axes.legend()
+
+
+def means_and_errors(found: Iterable[Interval]) -> tuple[list[float], list[float]]:
+    """What error bars are drawn from; those of a single value have no length."""
+    return [each.mean for each in found], [each.half_width if each.n > 1 else 0.0 for each in found]

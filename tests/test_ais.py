@@ -178,18 +178,17 @@ def test_a_target_that_is_zero_somewhere_loses_the_particles_there(move, given):
     assert float(particles.log_z) == pytest.approx(math.log(0.5), abs=0.2)
 
 
-@pytest.mark.parametrize("constant", [-1e6, 1e6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("constant, dtype", [(-1e6, torch.float32), (1e6, torch.float32), (-1e6, torch.float64)])
 def test_a_large_constant_in_the_log_density_leaves_log_z_right(constant, dtype):
     target = Energy("steep", lambda z: -0.5 * ((z - 1) / 0.5).square().sum(-1) + constant)
     start = DiagonalGaussian(torch.zeros(2, dtype=dtype), torch.ones(2, dtype=dtype))
     generator = torch.Generator().manual_seed(0)
-    found = ais(target, start, 500, n_temperatures=1000, n_moves=1, n_leapfrog=3, generator=generator)
+    given = {"n_temperatures": 1000, "n_moves": 1, "move": "langevin", "generator": generator}
+    found = ais(target, start, 500, **given)
     assert found.z.dtype == dtype and found.log_weights.dtype == torch.float64
     assert found.log_z_se < 0.03
     assert abs(float(found.log_z) - constant - math.log(math.pi / 2)) < 4 * found.log_z_se
     exact = (1 + 0.5 * torch.randn(500, 2, generator=generator)).to(dtype)
-    given = {"n_temperatures": 1000, "n_moves": 1, "n_leapfrog": 3, "generator": generator}
     back = reverse_ais(target, start, exact, found.step_sizes, **given)
     assert abs(float(back.log_z) - constant - math.log(math.pi / 2)) < 4 * back.log_z_se + 1e-3
 
@@ -233,10 +232,10 @@ def test_no_particle_where_the_target_is_above_zero_is_an_error_that_names_the_b
     one_of_two = DiagonalGaussian(torch.tensor([[0.0, 0.0], [2e3, 0.0]]), torch.ones(2, 2))
     for start in (base(), one_of_two):
         with pytest.raises(
-            ValueError, match="^base must reach where target far is above 0, got log_prob = -inf at all 10 part"
+            ValueError, match=r"^base must reach where target far is above 0, got log_prob = -inf at all 10 part"
         ):
             ais(far, start, 10, n_temperatures=3)
-    with pytest.raises(ValueError, match="^z must be samples of target far, got log_prob = -inf from one of them$"):
+    with pytest.raises(ValueError, match=r"^z must be samples of target far, got log_prob = -inf from one of them$"):
         reverse_ais(far, base(), torch.zeros(5, 2), 0.1, n_temperatures=3)
 
 

@@ -170,11 +170,7 @@ def test_a_chain_draws_from_its_own_generator_and_from_nothing_else():
 
 
 def test_without_a_generator_a_chain_draws_from_torchs_own():
-    chain = Chain(gaussian(9), random_chain().kernels)
-    found = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        found.append(chain.rsample(5).z)
+    found = [torch.manual_seed(seed) and Chain(gaussian(9)).rsample(5).z for seed in (0, 0, 1)]
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
@@ -206,25 +202,17 @@ def total(trajectory):
 
 
 @pytest.mark.parametrize("recipe", [Gated, Residual])
-def test_a_detached_chain_has_the_same_draws_and_gradients_for_its_kernels_alone(recipe):
+@pytest.mark.parametrize(("cut", "learns"), [(Chain.detach, slice(3, None)), (Chain.freeze, slice(3))])
+def test_detached_a_chain_teaches_its_kernels_alone_and_frozen_all_but_them(recipe, cut, learns):
     chain = conditional_chain(recipe)
-    noise, kernels = chain.noise(4), list(chain.kernels.parameters())
-    inputs = [chain.base.loc, chain.base.scale, chain.context]
-    assert_same(chain.detach().rsample(noise=noise), chain.rsample(noise=noise))
-    found = gradients(total(chain.detach().rsample(noise=noise)), inputs + kernels)
-    assert all(each is None for each in found[:3])
-    torch.testing.assert_close(found[3:], gradients(total(chain.rsample(noise=noise)), kernels))
-
-
-@pytest.mark.parametrize("recipe", [Gated, Residual])
-def test_a_frozen_chain_has_the_same_draws_and_gradients_for_all_but_its_kernels(recipe):
-    chain = conditional_chain(recipe)
-    noise, kernels = chain.noise(4), list(chain.kernels.parameters())
-    inputs = [chain.base.loc, chain.base.scale, chain.context]
-    assert_same(chain.freeze().rsample(noise=noise), chain.rsample(noise=noise))
-    found = gradients(total(chain.freeze().rsample(noise=noise)), inputs + kernels)
-    assert all(each is None for each in found[3:])
-    torch.testing.assert_close(found[:3], gradients(total(chain.rsample(noise=noise)), inputs))
+    noise, inputs = chain.noise(4), [chain.base.loc, chain.base.scale, chain.context, *chain.kernels.parameters()]
+    whole, part = chain.rsample(noise=noise), cut(chain).rsample(noise=noise)
+    assert_same(part, whole)
+    found, expected = gradients(total(part), inputs), list(gradients(total(whole), inputs))
+    torch.testing.assert_close(found[learns], tuple(expected[learns]))
+    assert all(each is not None and each.any() for each in found[learns])
+    del expected[learns]
+    assert sum(each is None for each in found) == len(expected)
 
 
 @pytest.mark.parametrize("recipe", [Gated, Residual])

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import shutil
 import warnings
 
 import numpy as np
@@ -515,8 +516,30 @@ def test_a_schedule_that_leaves_0_1_is_refused_at_construction():
         Density(objective=AlphaELBO(alpha=lambda step: 0.5 + step / 100), steps=100)
 
 
-def test_a_chain_of_the_fit_is_the_one_of_the_run(store):
-    """The run's own loop is `fit`'s: the restored chain is a plain one, without gradients."""
+# ---- compiled, and restored
+
+
+def test_only_pairs_of_gaussians_on_a_cpu_are_compiled_and_kept_apart(store):
+    compiled = [SMALL, SMALL.replace(objective=AlphaELBO(Linear(0.1, 0.05))), SMALL.replace(kernel=Residual())]
+    plain = [{"kernel": IAF()}, {"objective": IWAE()}, {"objective": ELBO(), "n_transitions": 0}, {"objective": print}]
+    for spec in compiled:
+        assert spec.compiles() and not spec.compiles("cuda") and folder_of(spec) != folder_of(spec, compile=True)
+    for spec in (SMALL.replace(**fields) for fields in plain):
+        assert not spec.compiles() and folder_of(spec) == folder_of(spec, compile=True)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile takes a C++ compiler")
+def test_a_compiled_run_is_the_same_but_for_rounding(store):
+    spec = SMALL.replace(objective=Then(AVO(alphas=LearnedAlphas()), IWAE(2), switch=20))
+    for plain, compiled in zip(
+        *(train([spec, spec.replace(seed=1)], compile=each) for each in (False, True)), strict=True
+    ):
+        assert compiled.metrics["elbo"] == pytest.approx(plain.metrics["elbo"], abs=1e-3)
+        for name, value in plain.weights.items():
+            torch.testing.assert_close(compiled.weights[name], value, rtol=0, atol=1e-4)
+
+
+def test_the_chain_of_a_run_is_a_plain_one_without_gradients(store):
     r = run(SMALL)
     assert type(r.chain) is Chain and not any(p.requires_grad for p in r.model.parameters()) and not r.model.training
     assert r.chain.rsample(10).z.shape == (3, 10, 2)

@@ -150,7 +150,7 @@ def around(*corners, n=20_000, scale=1.0):
 
 
 @pytest.mark.parametrize(
-    "declared", [{"support": 40.0}, {"support": 40}, {"support": 40.0, "box": 24.0}, {"box": 24.0}]
+    "declared", [{"support": 40.0}, {"support": 40}, {"support": 40.0, "box": 24.0}, {"box": 26.0}]
 )
 @pytest.mark.parametrize("shift", [0.0, -1e6, 1e6])
 def test_the_square_follows_what_a_target_declares(declared, shift):
@@ -174,7 +174,7 @@ REFUSED = {
     "a box that is too small": (Four(support=40.0, box=20.0), "box 20 of Four holds 25.0% of its mass"),
     "a wrong log Z": (
         Four(support=40.0, log_normalizer=0.0),
-        "support 40 of Four holds 2513.3% of its mass by log Z = 0",
+        "support 40 of Four holds 251[0-9.]+% of its mass by log Z = 0",
     ),
     "large constants": (Four(1e6), "support 12 of Four holds 0.0% of its mass by log Z = 1"),
 }
@@ -186,7 +186,7 @@ def test_figures_of_a_square_that_misses_the_targets_mass_are_refused(case, z):
     target, message = REFUSED[case]
     for judge in (evidence.total_variation, evidence.grid_divergences):
         with pytest.raises(
-            ValueError, match=f"^{message}.*: declare a (support|box) of about [0-9]+, half the"
+            ValueError, match=f"^{message}.*: declare a (support|box) of about [0-9.]+, half the"
         ) as refusal:
             judge(z, target)
         assert "\n" not in str(refusal.value)
@@ -202,12 +202,12 @@ def test_a_refusal_says_what_would_be_right():
 
 
 def test_quadrature_and_path_gaps_are_refused_where_the_support_misses_mass():
-    with pytest.raises(ValueError, match="^support 12 of Four holds 0.0%"):
+    with pytest.raises(ValueError, match=r"^support 12 of Four holds 0.0%"):
         evidence.log_normalizer_quadrature(Four())
-    with pytest.raises(ValueError, match="^support 12 of Four holds 0.0%"):
+    with pytest.raises(ValueError, match=r"^support 12 of Four holds 0.0%"):
         evidence.cell_masses(Four(), 24.0)
     base = DiagonalGaussian.isotropic(2)
-    with pytest.raises(ValueError, match="^support 12 of Four holds 0.0%"):
+    with pytest.raises(ValueError, match=r"^support 12 of Four holds 0.0%"):
         evidence.path_gaps(Chain(base, [lambda z, c, n: (z, z[..., 0])]), GeometricPath(base, Four(), [0.0, 1.0]), 10)
 
 
@@ -220,7 +220,9 @@ def test_samples_find_a_mode_that_no_look_around_the_support_finds():
     target = SimpleNamespace(dim=2, log_prob=far, name="far")
     near = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
     assert evidence.total_variation(near, target) < 0.15  # nothing tells of it
-    with pytest.raises(ValueError, match="^support 12 of far holds 50.0% of its mass"):
+    with pytest.raises(
+        ValueError, match=r"^support 12 of far holds 6[0-9.]+% of its mass .* declare a support of about 33[0-9],"
+    ):
         evidence.total_variation(torch.cat([near, near[:100] + 300]), target)
 
 

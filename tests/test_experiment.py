@@ -29,7 +29,7 @@ from annealed_core.targets import GeometricAlphas, LearnedAlphas
 from annealed_core.vae import Autoregressive
 from conftest import few_images
 
-DENSITY = Density(kernel=Gated(hidden=8), n_transitions=2, objective=AVO(), steps=600, batch=16, samples=500)
+DENSITY = Density(kernel=Gated(hidden=8), n_transitions=2, objective=AVO(), steps=510, batch=16, samples=500)
 SHORT = DENSITY.replace(steps=20)
 FEW = {"train_images": 500, "epochs": 3, "width": 32, "latents": 4, "nll_images": 100, "nll_samples": 5}
 BETA = Linear(0.2, 0.05)
@@ -73,7 +73,7 @@ def assert_same(a, b):
 def test_a_run_has_metrics_history_and_chain(store, objective):
     r = run(DENSITY.replace(objective=objective))
     assert isinstance(r, Run) and r.metrics.keys() == METRICS | GRID
-    assert [line["step"] for line in r.history] == [250, 500, 600]
+    assert [line["step"] for line in r.history] == [250, 500, 510]
     assert all(math.isfinite(line["elbo"]) for line in r.history)
     assert r.metrics["elbo"] <= r.metrics["log_z"] and 0 < r.metrics["ess"] <= 1
     assert 0 <= r.metrics["total_variation"] <= 1
@@ -373,7 +373,7 @@ def test_a_target_that_reads_what_was_changed_gets_figures_of_its_own(store, mon
 
 def test_a_mended_target_does_not_get_the_old_error(store):
     broken = type("Mine", (Bump,), {"log_prob": lambda self, z: z.sum(-1) / (z[..., 0] < 1.2)})()
-    with pytest.raises(TrainingError, match=r"^density-Mine-avo-s0: .* target Mine: log_prob is "):
+    with pytest.raises(TrainingError, match=r"^density-Mine-avo-s0: target Mine: log_prob is "):
         run(SHORT.replace(target=broken, name="mine"))
     mended = type("Mine", (Bump,), {})()
     assert math.isfinite(run(SHORT.replace(target=mended, name="mine")).metrics["log_z"])
@@ -534,20 +534,20 @@ def test_two_processes_at_once_train_once_and_agree(store, tmp_path):
     flags = tmp_path / "first", tmp_path / "second"
     children = [child(DENSITY, False, *flags), child(DENSITY, False, *flags[::-1])]
     first, second = (json.loads(process.communicate(timeout=300)[0]) for process in children)
-    assert sorted((first["steps"], second["steps"])) == [0, 600]
+    assert sorted((first["steps"], second["steps"])) == [0, 510]
     assert first["metrics"] == second["metrics"] and first["history"] == second["history"]
     assert run(DENSITY).metrics == first["metrics"]
 
 
 STACK = [
-    DENSITY.replace(seed=seed, kernel=kernel, objective=AVO(alphas=LearnedAlphas()))
+    DENSITY.replace(seed=seed, kernel=kernel, objective=AVO(alphas=LearnedAlphas()), steps=260, samples=50)
     for kernel in (Gated(hidden=8), IAF(hidden=8))
     for seed in (0, 1, 2)
 ]
 
 
 @pytest.mark.parametrize("specs", [STACK[:3], STACK[3:]], ids=["pairs", "flows"])
-@pytest.mark.parametrize("where", ["second checkpoint", "first weights", "first result", "second result"])
+@pytest.mark.parametrize("where", ["first checkpoint", "first weights", "first result", "second result"])
 def test_a_stack_that_was_stopped_ends_as_if_nothing_had_happened(store, monkeypatch, steps_taken, specs, where):
     train(specs)
     undisturbed = [run(spec) for spec in specs]
@@ -565,7 +565,7 @@ def test_a_stack_that_was_stopped_ends_as_if_nothing_had_happened(store, monkeyp
         return stopping
 
     with monkeypatch.context() as patch:
-        if number == 2 and "checkpoint" in where:
+        if "checkpoint" in where:
             patch.setattr(experiment, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
         patch.setattr(Folder, "save", stop("save", save))
         patch.setattr(Folder, "write_result", stop("result", write_result))
@@ -576,7 +576,7 @@ def test_a_stack_that_was_stopped_ends_as_if_nothing_had_happened(store, monkeyp
     kept = [(folder_of(spec).path / "result.json").stat().st_mtime_ns for spec in specs[:done]]
     steps_taken.clear()
     train(specs)
-    assert steps_taken == (list(range(500, 600)) if "checkpoint" in where else [])
+    assert steps_taken == (list(range(250, 260)) if "checkpoint" in where else [])
     assert not list((store / "stopped").glob("stack-*"))
     for spec, before in zip(specs, undisturbed, strict=True):
         assert_same(run(spec), before)

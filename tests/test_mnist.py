@@ -1,4 +1,4 @@
-"""MNIST: what a description refuses, what every method learns from, what is kept, and the earlier report's faults."""
+"""MNIST: what a description refuses, what every method learns from, and what is kept."""
 
 import math
 
@@ -8,16 +8,14 @@ import torch
 from annealed_core.chain import Chain
 from annealed_core.description import from_json, to_json
 from annealed_core.flows import IAF, Householder, Planar, Spline
-from annealed_core.judging import inference
 from annealed_core.kernels import DiagonalGaussian, Gated, Residual
 from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, CapacityELBO, LocalAVO, path_fit
 from annealed_core.running import data, mnist
 from annealed_core.running.experiment import TrainingError, run
 from annealed_core.running.mnist import Mnist, MnistProblem
 from annealed_core.schedules import Cyclical, Geometric, Linear, Mixed, Then
-from annealed_core.targets import GeometricAlphas, LearnedAlphas, LinearAlphas
+from annealed_core.targets import LearnedAlphas
 from annealed_core.vae import VAE, Autoregressive, Decoder, Independent
-from annealed_report.earlier import FAULTS, EarlierAVO, faulty
 
 BETA = Linear(0.2, 0.1)
 FEW = {"train_images": 300, "epochs": 2, "width": 32, "latents": 4, "nll_images": 50, "nll_samples": 5}
@@ -239,7 +237,13 @@ def gradient(objective, spec=BASE, seed=1):
 
 
 def test_at_weight_one_avo_alone_teaches_the_kernels_and_the_elbo_alone_encoder_and_decoder():
-    both, avo, elbo = (gradient(each(beta=0.5)) for each in (AVO, LocalAVO, ELBO))
+
+    def after_the_elbo(chain, joint):  # first, as in training: it changes the batch statistics
+        noise = chain.noise()
+        ELBO(beta=0.5)(chain, joint, noise=noise)
+        return LocalAVO(beta=0.5)(chain, joint, noise=noise)
+
+    both, avo, elbo = gradient(AVO(beta=0.5)), gradient(after_the_elbo), gradient(ELBO(beta=0.5))
     for ours, theirs in zip(both, (elbo[0], avo[1], elbo[2]), strict=True):
         torch.testing.assert_close(ours, theirs)
     assert not avo[0].any() and not avo[2].any() and (avo[1] - elbo[1]).abs().max() > 1e-3
@@ -294,17 +298,17 @@ def test_a_chain_from_the_prior_starts_at_a_standard_normal_and_sees_the_image_t
     chain, z = model.posterior(MnistProblem(BASE).test[:5]), torch.randn(7, 5, 4)
     torch.testing.assert_close(chain.base.log_prob(z), DiagonalGaussian.isotropic(4).log_prob(z))
     ends = chain.rsample(noise=torch.zeros(3, 5, 4)).z[-1]
-    assert (ends[0] - ends[1]).abs().max() > 1e-4
+    assert (ends[0] - ends[1]).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("name", ["planar", "householder", "iaf", "spline", "residual"])
+@pytest.mark.parametrize("name", ["planar", "householder", "iaf", "spline"])
 def test_kernels_of_an_image_depend_on_the_image(name):
     torch.manual_seed(0)
     model = METHODS[name].auto_encoder().eval()
     chain = model.posterior(MnistProblem(BASE).test[:3])
     chain.base = DiagonalGaussian(torch.full((3, 4), 0.5), torch.ones(3, 4))
     z = chain.rsample(noise=torch.full((len(chain) + 1, 3, 4), 0.3)).z[-1]
-    assert (z[0] - z[1]).abs().max() > (0 if name == "residual" else 1e-4) or name == "residual"
+    assert (z[0] - z[1]).abs().max() > 1e-4
 
 
 # ---- parts of one's own
@@ -385,71 +389,7 @@ def test_a_run_says_how_much_its_posterior_explores_and_its_bounds_where_it_is_a
     assert "latent_kl" not in plain and plain["nll"] == found["nll"] and plain["active_units"] == found["active_units"]
 
 
-@pytest.mark.parametrize("name", ["vae", "hvi", "prior"])
-def test_bounds_bracket_the_likelihood_of_a_model_with_two_latents(name):
-    """Where importance sampling is good, annealing agrees with it, and the sandwich closes."""
-    torch.manual_seed(0)
-    model = METHODS[name].replace(latents=2).auto_encoder().eval().requires_grad_(False)
-    found = inference.bounds(model, MnistProblem(BASE).test[:5], generator=torch.Generator().manual_seed(0))
-    assert all(math.isfinite(value) for value in found.values())
-    assert found["is_nll"] == pytest.approx(found["ais_nll"], abs=0.2) and abs(found["bdmc_gap"]) < 0.2
-    assert found["approximation_gap"] > -0.1 and found["amortisation_gap"] > 0
-
-
 def test_images_are_binarised_once_for_all_runs():
     _, valid, test = mnist.images()
     assert set(test.unique().tolist()) == {0.0, 1.0} and not torch.equal(valid, test)
     assert torch.equal(MnistProblem(BASE.replace(seed=1)).test, test)
-
-
-# ---- the faults of the earlier report
-
-
-def test_without_faults_the_earlier_objective_has_avos_gradient():
-    for ours, theirs in zip(gradient(EarlierAVO(beta=0.5)), gradient(LocalAVO(beta=0.5)), strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("faults", ["live_base", "decoder", "summed", "live_base decoder summed"])
-@pytest.mark.parametrize("alphas", [LinearAlphas(), GeometricAlphas(0.3)], ids=repr)
-def test_faults_have_the_gradient_of_the_earlier_loss_written_out(faults, alphas):
-    """One state after another, as that code had it: of each image, but for a likelihood that may be the batch's."""
-
-    faults = faults.split()
-
-    def earlier(chain, joint):
-        noise, base, live = chain.noise(), chain.base, "live_base" in faults
-        context, f_0 = (chain.context, base) if live else (chain.context.detach(), base.detach())
-        joint = joint if "decoder" in faults else joint.frozen()
-        z, loss = base.rsample(noise[0]).detach(), 0.0
-        for alpha, kernel, fresh in zip(alphas(2).tolist()[1:], chain.kernels, noise[1:], strict=True):
-            z, log_ratio = kernel(z.detach(), context, fresh)
-            likelihood = joint.log_likelihood(z)
-            f_t = (likelihood.sum() if "summed" in faults else likelihood) + 0.3 * joint.log_prior(z)
-            loss = loss + alpha * f_t + (1 - alpha) * (1 if live else 0.3) * f_0.log_prob(z) + 0.3 * log_ratio
-        return loss
-
-    found = gradient(EarlierAVO(beta=0.3, alphas=alphas, **dict.fromkeys(faults, True)))
-    for ours, theirs in zip(found, gradient(earlier), strict=True):
-        torch.testing.assert_close(ours, theirs)
-    assert bool(found[0].any()) == ("live_base" in faults) and bool(found[2].any()) == ("decoder" in faults)
-
-
-@pytest.mark.parametrize("live", [False, True])
-def test_states_on_the_way_change_the_decoders_batch_statistics_only_with_that_fault(live):
-    problem, x = moved(BASE)
-    before = {name: value.clone() for name, value in problem.network.decoder.named_buffers()}
-    EarlierAVO(decoder=live)(problem.network.posterior(x), problem.network.joint(x))
-    after = dict(problem.network.decoder.named_buffers())
-    assert all(torch.equal(before[name], after[name]) != live for name in before)
-
-
-def test_unknown_faults_and_paths_that_learn_are_refused():
-    with pytest.raises(ValueError, match=rf"^unknown fault 'gray': choose some of {', '.join(FAULTS)}$"):
-        faulty("gray")
-    with pytest.raises(
-        ValueError, match=r"^impossible alphas LearnedAlphas\(\) of EarlierAVO: its path does not learn$"
-    ):
-        EarlierAVO(alphas=LearnedAlphas())
-    spec = HVI.replace(**faulty("summed", "grey", "unshuffled", beta=BETA))
-    assert spec.grey and not spec.shuffled and spec.objective.first == EarlierAVO(beta=BETA, summed=True)

@@ -5,52 +5,60 @@ import base64
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 import yaml
 
+from annealed_report.execution import clean
 from annealed_report.parameters import read_parameters
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "profiles").glob("*.yaml")}
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def cells(path):
-    return nbformat.read(path, as_version=4).cells
+def cells(path, tag=None):
+    found = nbformat.read(path, as_version=4).cells
+    return [cell for cell in found if tag is None or tag in cell.metadata.get("tags", [])]
 
 
-def tagged(path, tag):
-    return [cell for cell in cells(path) if tag in cell.metadata.get("tags", [])]
+def syntax(path):
+    """Every code cell with the nodes of its syntax tree."""
+    return [(cell, list(ast.walk(ast.parse(cell.source)))) for cell in cells(path) if cell.cell_type == "code"]
 
 
 def parameters(path):
-    (cell,) = tagged(path, "parameters")
-    return {name: ast.literal_eval(line.split("=", 1)[1]) for name, line in assignments(cell.source).items()}
-
-
-def assignments(source):
-    return {node.targets[0].id: ast.unparse(node) for node in ast.parse(source).body}
+    (cell,) = cells(path, "parameters")
+    return read_parameters(cell.source)
 
 
 def test_the_five_pages_are_there():
     assert [path.stem[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04"]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@every_notebook
+def test_a_notebook_is_committed_as_run_from_top_to_bottom_and_as_every_machine_would(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert not [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"
+    ]
+    assert nbformat.writes(clean(notebook)) + "\n" == path.read_text()
+
+
+@every_notebook
 def test_a_notebook_has_at_most_eight_parameters_each_with_its_help(path):
-    (cell,) = tagged(path, "parameters")
-    found = read_parameters(cell.source)
-    assert 1 <= len(found) <= 8 and found.keys() == parameters(path).keys(), "papermill does not see every parameter"
-    assert all(parameter.help for parameter in found.values())
+    found = parameters(path)
+    assert 1 <= len(found) <= 8 and all(parameter.help for parameter in found.values())
+    assert papermill.inspect_notebook(str(path)).keys() == found.keys(), "papermill does not see every parameter"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@every_notebook
 def test_the_defaults_of_a_notebook_are_the_quick_profile(path):
     """So that the outputs that are committed, and pytest --nbval, show what `make report` shows."""
     section = PROFILES["quick"].get(path.stem) or {}
-    assert section == {name: value for name, value in parameters(path).items() if name in section}
-    if path.stem != "01_theory":
-        assert section.keys() == parameters(path).keys()
+    defaults = {name: parameter.default for name, parameter in parameters(path).items()}
+    assert section == (defaults if path.stem != "01_theory" else {})
 
 
 @pytest.mark.parametrize("profile", sorted(PROFILES))
@@ -61,19 +69,15 @@ def test_the_summary_reads_the_runs_of_the_other_pages(profile):
     assert summary["steps"] == toy["steps"] and set(summary["seeds"]) <= set(toy["seeds"])
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@every_notebook
 def test_a_notebook_defines_nothing_longer_than_eight_lines(path):
-    for cell in cells(path):
-        if cell.cell_type == "code":
-            for node in ast.walk(ast.parse(cell.source)):
-                if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                    if ast.get_docstring(node):
-                        node.body = node.body[1:]
-                    written = len(ast.unparse(node).splitlines())
-                    assert written <= 8, f"{node.name} has {written} lines"
+    for node in (node for _, nodes in syntax(path) for node in nodes):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            node.body = node.body[bool(ast.get_docstring(node)) :]
+            assert len(ast.unparse(node).splitlines()) <= 8, f"{node.name} is too long"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@every_notebook
 def test_every_image_has_alternative_text_and_a_caption(path):
     for cell in cells(path):
         outputs = cell.get("outputs", [])
@@ -83,18 +87,16 @@ def test_every_image_has_alternative_text_and_a_caption(path):
                 assert outputs[n + 1].metadata["annealed"] == "caption", f"no caption: {cell.source[:80]}"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@every_notebook
 def test_outputs_of_cells_that_train_are_not_compared(path):
     """They differ between processors, and show progress to whoever works interactively."""
-    for cell in cells(path):
-        if cell.cell_type == "code":
-            called = {getattr(n.func, "id", "") for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Call)}
-            if called & {"sweep", "run"}:
-                assert "nbval-ignore-output" in cell.metadata.get("tags", []), cell.source[:80]
+    for cell, nodes in syntax(path):
+        if {"sweep", "run"} & {getattr(node.func, "id", "") for node in nodes if isinstance(node, ast.Call)}:
+            assert "nbval-ignore-output" in cell.metadata.get("tags", []), cell.source[:80]
 
 
 def test_the_readme_shows_the_figure_that_the_notebook_made():
-    (cell,) = tagged(ROOT / "notebooks" / "02_toy_energies.ipynb", "readme")
+    (cell,) = cells(ROOT / "notebooks" / "02_toy_energies.ipynb", "readme")
     (image,) = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
     figure = ROOT / "notebooks" / "02_toy_energies.png"
     assert figure.read_bytes() == base64.b64decode(image)

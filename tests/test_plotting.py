@@ -1,6 +1,5 @@
 """Plotting: every figure leaves an image with alternative text and a caption, every table its Markdown."""
 
-import base64
 import io
 import math
 
@@ -17,6 +16,12 @@ from annealed_report import figures, plotting
 from annealed_report.comparison import Interval
 
 
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
 @pytest.fixture
 def shown(monkeypatch):
     """What is displayed: a list of (object, metadata)."""
@@ -25,23 +30,40 @@ def shown(monkeypatch):
     return found
 
 
-def test_show_emits_an_image_with_its_alternative_text_and_then_a_caption(shown):
-    figure, axes = plotting.panels(1, 1)
-    axes[0, 0].plot([0, 1])
-    plotting.show(figure, "**A line.** It rises.", "A rising line")
+def rising_line():
+    figure, axes = plotting.panels(1, 1, 2)
+    return figure, lambda frame: axes[0, 0].plot([0, frame])
+
+
+def show(caption, alt):
+    plotting.show(rising_line()[0], caption, alt)
+
+
+def animate(caption, alt):
+    plotting.show_animation(*rising_line(), 4, caption, alt, milliseconds=50)
+
+
+@pytest.mark.parametrize(("how", "frames"), [(show, 1), (animate, 4)])
+def test_a_figure_is_shown_once_as_an_image_with_its_alternative_text_and_then_a_caption(how, frames, shown):
+    how("**A line.** It rises.", "A rising line")
     (image, about_image), (caption, about_caption) = shown
     assert about_image == {"image/png": {"alt": "A rising line"}}
-    png, metadata = image._repr_mimebundle_()
-    assert base64.b64decode(png["image/png"]).startswith(b"\x89PNG")
-    assert metadata["image/png"]["alt"] == "A rising line"
+    assert image._repr_mimebundle_()[1]["image/png"]["alt"] == "A rising line"
     assert caption.data == "**A line.** It rises." and about_caption == {"annealed": "caption"}
+    with PIL.Image.open(io.BytesIO(image.data)) as picture:
+        assert (picture.format, getattr(picture, "n_frames", 1)) == ("PNG", frames)
+        if frames > 1:  # it plays by itself, for ever
+            picture.seek(3)
+            assert (picture.info["loop"], picture.info["duration"]) == (0, 2000)
+    assert not plt.get_fignums()
 
 
-def test_show_closes_the_figure_so_that_it_is_shown_once(shown):
-    figure, _ = plotting.panels(1, 1)
-    assert plt.fignum_exists(figure.number)
-    plotting.show(figure, "caption", "alt")
-    assert not plt.fignum_exists(figure.number)
+@pytest.mark.parametrize("how", [show, animate])
+@pytest.mark.parametrize(("caption", "alt"), [("", "alt"), ("caption", ""), (None, "alt"), ("caption", None)])
+def test_a_figure_without_caption_or_alternative_text_is_refused(how, caption, alt, shown):
+    with pytest.raises(ValueError, match="a figure needs a caption and an alternative text"):
+        how(caption, alt)
+    assert not shown
 
 
 def test_the_same_figure_gives_the_same_bytes(shown):
@@ -50,55 +72,18 @@ def test_the_same_figure_gives_the_same_bytes(shown):
     assert shown[0][0].data == shown[2][0].data
 
 
-def test_an_animation_is_one_image_that_plays_by_itself(shown):
-    figure, axes = plotting.panels(1, 1, 2)
-    drawn = []
-
-    def draw(frame):
-        drawn.append(frame)
-        axes[0, 0].plot([0, frame])
-
-    plotting.show_animation(figure, draw, 4, "It rises.", "A rising line", milliseconds=50)
-    (image, about_image), (caption, about_caption) = shown
-    assert drawn == [0, 1, 2, 3] and not plt.fignum_exists(figure.number)
-    assert about_image == {"image/png": {"alt": "A rising line"}}
-    assert caption.data == "It rises." and about_caption == {"annealed": "caption"}
-    with PIL.Image.open(io.BytesIO(image.data)) as picture:
-        assert (picture.format, picture.n_frames, picture.info["loop"]) == ("PNG", 4, 0)
-        picture.seek(3)
-        assert picture.info["duration"] == 2000
-
-
 def test_particles_start_at_the_base_and_end_where_the_chain_ends():
-    chain = Chain(
-        DiagonalGaussian.isotropic(2), Gated(hidden=4).build(2, 3), generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    chain = Chain(DiagonalGaussian.isotropic(2), Gated(hidden=4).build(2, 3), generator=generator)
     figure, draw, frames = figures.particles({"avo": chain}, ENERGIES["D"], n=50, pause=2, between=3)
     positions = []
     for frame in range(frames):
         draw(frame)
         (dots,) = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
         positions.append(torch.as_tensor(dots.get_offsets()))
-    plt.close(figure)
     assert frames == 3 * 5 + 2
     assert torch.equal(positions[0], positions[1]) and torch.equal(positions[-1], positions[-2])
     assert not torch.equal(positions[1], positions[2]) and not torch.equal(positions[0], positions[-1])
-
-
-def test_a_band_leaves_out_what_is_not_known():
-    figure, axes = plotting.panels(1, 1)
-    figures.band(axes[0, 0], [1, 2, 4], [Interval(0.5, 0.1, 0.3, 0.7, 5), None, Interval(0.2, 0.1, 0.1, 0.3, 5)], "avo")
-    assert list(axes[0, 0].containers[0].lines[0].get_xdata()) == [1, 4]
-    plt.close(figure)
-
-
-@pytest.mark.parametrize(("caption", "alt"), [("", "alt"), ("caption", ""), (None, "alt"), ("caption", None)])
-def test_show_refuses_a_figure_without_caption_or_alternative_text(shown, caption, alt):
-    figure, _ = plotting.panels(1, 1)
-    with pytest.raises(ValueError, match="a figure needs a caption and an alternative text"):
-        plotting.show(figure, caption, alt)
-    assert not shown
-    plt.close(figure)
 
 
 def test_a_table_is_markdown_with_numbers_to_the_right_and_its_caption_above(shown):
@@ -115,11 +100,8 @@ def test_a_table_is_markdown_with_numbers_to_the_right_and_its_caption_above(sho
         "| ELBO | 1.877 | 1.50\u00a0±\u00a00.25 | 5 |",
         r"| a\|b | – | – | 1 |",
     ]
-
-
-def test_a_table_needs_no_caption(shown):
-    plotting.table([{"a": "b"}])
-    assert len(shown) == 1
+    plotting.table(rows)  # without one
+    assert len(shown) == 3 and shown[2][0].data == table.data
 
 
 @pytest.mark.parametrize(
@@ -130,43 +112,52 @@ def test_cells_have_three_decimals_at_most(value, cell):
     assert plotting._cell(value) == cell
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 3), (2, 1)])
-def test_panels_are_always_an_array_of_rows_and_columns(rows, columns):
-    figure, axes = plotting.panels(rows, columns)
-    assert axes.shape == (rows, columns)
-    plt.close(figure)
+FIVE, ONE = Interval(1.0, 0.1, 0.5, 1.5, 5), Interval(2.0, math.nan, -math.inf, math.inf, 1)
 
 
 def test_intervals_draw_a_dot_for_each_group_and_series_and_a_bar_only_where_there_is_one():
-    figure, axes = plotting.panels(1, 1)
-    five, one = Interval(1.0, 0.1, 0.5, 1.5, 5), Interval(2.0, math.nan, -math.inf, math.inf, 1)
-    plotting.intervals(axes[0, 0], {"A": {"elbo": five, "avo": one}, "B": {"avo": five}}, "nats", zero=True)
-    ax = axes[0, 0]
+    figure, ((ax,),) = plotting.panels(1, 1)
+    plotting.intervals(ax, {"A": {"elbo": FIVE, "avo": ONE}, "B": {"avo": FIVE}}, "nats", zero=True)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["A", "B"] and ax.get_xlabel() == "nats"
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["HVI, ELBO", "HVI-AVO"]
     dots = {c.get_label(): sorted(c.lines[0].get_xdata()) for c in ax.containers}
     assert dots == {"HVI, ELBO": [1.0], "HVI-AVO": [1.0, 2.0]}
     assert all(math.isfinite(edge) for edge in ax.get_xlim())
     figure.canvas.draw()
-    plt.close(figure)
+
+
+def test_a_band_leaves_out_what_is_not_known():
+    _, ((ax,),) = plotting.panels(1, 1)
+    figures.band(ax, [1, 2, 4], [FIVE, None, ONE], "avo")
+    assert list(ax.containers[0].lines[0].get_xdata()) == [1, 4]
+
+
+def test_curves_show_the_mean_and_range_over_seeds():
+    _, ((ax,),) = plotting.panels(1, 1)
+    histories = {"avo": [[{"step": s, "elbo": offset - s} for s in (1, 2)] for offset in (0.0, 1.0)]}
+    figures.curves(ax, histories, "step", "elbo")
+    assert ax.lines[0].get_xydata().tolist() == [[1, -0.5], [2, -1.5]] and ax.lines[0].get_label() == "HVI-AVO"
+    assert ax.collections[0].get_paths()[0].get_extents().bounds == (1, -2, 1, 2)
 
 
 def test_figures_have_a_panel_for_each_target():
     few = {name: ENERGIES[name] for name in "AD"}
     drawn = {"ELBO": {name: torch.randn(50, 2) for name in few}}
-    for figure, panels in ((figures.densities(few, columns=2), 2), (figures.samples(drawn, few), 4)):
+    for figure, n in ((figures.densities(few, columns=2), 2), (figures.samples(drawn, few), 4)):
         figure.canvas.draw()
-        assert len(figure.axes) == panels
-        plt.close(figure)
+        assert len(figure.axes) == n
+    assert [(ax.get_ylabel(), ax.get_title()) for ax in figure.axes] == [
+        ("target", "A"),
+        ("", "D"),
+        ("ELBO", ""),
+        ("", ""),
+    ]
 
 
 def test_image_grid_lays_images_side_by_side():
     images = torch.rand(3, 784)
-    figure = figures.image_grid({"data": images})
-    shown_ = figure.axes[0].images[0].get_array()
-    assert shown_.shape == (28, 84)
-    assert shown_.data[:, 28:56].tolist() == images[1].view(28, 28).tolist()
-    plt.close(figure)
+    drawn = figures.image_grid({"data": images}).axes[0].images[0].get_array()
+    assert drawn.shape == (28, 84) and drawn.data[:, 28:56].tolist() == images[1].view(28, 28).tolist()
 
 
 def test_methods_have_colours_that_differ():
@@ -174,21 +165,13 @@ def test_methods_have_colours_that_differ():
     assert len(set(map(str, colours))) == len(colours)
 
 
-def test_heat_maps_share_a_scale_and_write_each_value():
-    figure = figures.heat_maps(
-        {"vae": [[0.0, 1.0], [2.0, 0.5]], "hvi": [[4.0, 1.0], [0.0, 3.0]]}, ["0", "0.2"], ["a", "b"], ("y", "x", "nats")
-    )
+def test_heat_maps_share_a_scale_write_each_value_and_stand_in_rows_of_three():
+    maps = {name: [[0.0, 1.0], [2.0, 0.5]] for name in ("vae", "hvi", "avo", "iaf", "householder")}
+    figure = figures.heat_maps(maps | {"hvi": [[4.0, 1.0], [0.0, 3.0]]}, ["0", "0.2"], ["a", "b"], ("y", "x", "nats"))
     first, second = figure.axes[:2]
     assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 4)
     assert [text.get_text() for text in first.texts] == ["0.0", "1.0", "2.0", "0.5"]
     assert [label.get_text() for label in first.get_yticklabels()] == ["0", "0.2"] and second.get_title("left") == "HVI"
-    plt.close(figure)
-
-
-def test_many_heat_maps_stand_in_rows_of_three():
-    maps = {name: [[0.0, 1.0], [2.0, 0.5]] for name in ("vae", "hvi", "avo", "iaf", "householder")}
-    figure = figures.heat_maps(maps, ["0", "0.2"], ["a", "b"], ("y", "x", "nats"))
     assert [ax.get_ylabel() for ax in figure.axes[:5]] == ["y", "", "", "y", ""]
     assert [ax.get_xlabel() for ax in figure.axes[:5]] == ["", "", "x", "x", "x"]
     assert not figure.axes[5].axison  # the sixth place stays empty
-    plt.close(figure)

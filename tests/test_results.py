@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from annealed_core import Spec, results, run
-from annealed_core.comparison import select
+from annealed_core import Density, run
+from annealed_core.description import from_json, to_json
+from annealed_core.objectives import AVO
+from annealed_report import audit, results
+from annealed_report.comparison import select
+from annealed_report.studies import STUDIES
 
-SPECS = [Spec(experiment="toy", target="D", method="elbo", seed=seed, steps=2, samples=50) for seed in (0, 1)]
+SPECS = [Density(target="D", seed=seed, n_transitions=1, steps=2, samples=50) for seed in (0, 1)]
+COMMITTED = sorted(results.FOLDER.glob("*/*.json"))
 
 
 @pytest.fixture
@@ -21,15 +26,15 @@ def folder(store, tmp_path, monkeypatch):
 
 def test_records_are_read_back_as_they_were_to_seven_digits(folder):
     runs = [run(spec) for spec in SPECS]
-    results.record("full", "toy", runs)
-    found = select(results.load("full", "toy"), target="D")
+    results.record("full", "some", runs)
+    found = select(results.load("full", "some"), target="D")
     assert [r.spec for r in found] == [r.spec for r in runs]
     for record, original in zip(found, runs, strict=True):
         assert record.metrics.keys() == original.metrics.keys()
         for name, value in record.metrics.items():
             whole = original.metrics[name]
             assert value == whole or value == pytest.approx(whole, rel=1e-6, abs=1e-12, nan_ok=True), name
-    assert "2 runs, 2 seeds" in results.provenance(found)
+    assert re.fullmatch(r"2 runs, 2 seeds, .*, torch .*, \d{4}-\d\d-\d\d, code [0-9a-f]{12}", results.provenance(found))
 
 
 def test_what_could_not_be_read_back_is_not_recorded(folder):
@@ -39,46 +44,78 @@ def test_what_could_not_be_read_back_is_not_recorded(folder):
         def log_prob(self, z):
             return -z.square().sum(-1)
 
-    with pytest.raises(ValueError, match=r"^target must be one that has a name, to be recorded, got "):
-        results.record("full", "toy", [run(SPECS[0].replace(target=Bowl()))])
+    with pytest.raises(ValueError, match=r"^target must be a description of ours, to be recorded, got "):
+        results.record("full", "some", [run(SPECS[0].replace(target=Bowl()))])
     assert not folder.exists()
 
 
 def test_recording_the_same_runs_again_changes_nothing(folder, monkeypatch):
     runs = [run(spec) for spec in SPECS]
-    results.record("full", "toy", runs)
-    before = (folder / "full" / "toy.json").read_bytes()
+    results.record("full", "some", runs)
+    before = (folder / "full" / "some.json").read_bytes()
     monkeypatch.setattr(results, "machine", lambda: "another machine")
-    results.record("full", "toy", runs[:1])
-    assert (folder / "full" / "toy.json").read_bytes() == before
+    results.record("full", "some", runs[:1])
+    assert (folder / "full" / "some.json").read_bytes() == before
+
+
+def test_a_record_made_before_a_description_had_a_field_is_still_that_run(folder):
+    found = run(SPECS[0])
+    results.record("full", "some", [found])
+    path = folder / "full" / "some.json"
+    (line,) = json.loads(path.read_text())
+    del line["spec"]["Density"]["beta1"], line["spec"]["Density"]["kernel"]["Gated"]["start"]
+    path.write_text(json.dumps([line]))
+    assert results.load("full", "some")[0].spec == SPECS[0]
+    results.record("full", "some", [found])
+    (again,) = json.loads(path.read_text())
+    assert again["spec"] == to_json(SPECS[0])
 
 
 def test_who_just_looks_at_a_run_changes_no_committed_file(folder, monkeypatch):
     monkeypatch.delenv("ANNEALED_RECORD")
-    results.record("full", "toy", [run(SPECS[0])])
-    assert not folder.exists() and results.load("full", "toy") == []
+    results.record("full", "some", [run(SPECS[0])])
+    assert not folder.exists() and results.load("full", "some") == []
     assert results.provenance([]) == "not yet run"
 
 
-@pytest.mark.parametrize("path", sorted(results.FOLDER.glob("*/*.json")), ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_a_record_keeps_as_much_of_the_history_as_is_asked_for(folder):
+    whole = run(SPECS[0].replace(steps=1250))  # five lines
+    results.record("full", "some", [whole], every=2)
+    (found,) = results.load("full", "some")
+    assert [line["step"] for line in found.history] == [250, 750, 1250]
+    results.record("full", "other", [whole])
+    assert results.load("full", "other")[0].history == ()
+    results.record("full", "collapse", [whole])
+    assert len(results.load("full", "collapse")[0].history) == 5
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_committed_records_are_complete_and_name_no_computer(path):
     records = json.loads(Path(path).read_text())
-    assert records
+    assert records and path.stem in STUDIES
+    assert len({from_json(line["spec"]) for line in records}) == len(records)
     for line in records:
         keys = {"spec", "metrics", "seconds", "machine", "versions", "date", "commit", "code"}
         assert set(line) - {"history"} == keys
-        assert json.loads(json.dumps(results.spec_of(line["spec"]).fields())) == line["spec"]
+        assert to_json(from_json(line["spec"])) == line["spec"]
         assert line["seconds"] > 0 and re.fullmatch(r"\d{4}-\d\d-\d\d", line["date"])
 
 
-def test_a_record_keeps_as_much_of_the_history_as_is_asked_for(folder):
-    spec = SPECS[0].replace(steps=1250)  # five lines
-    whole = run(spec)
-    results.record("full", "toy", [whole], every=2)
-    (found,) = results.load("full", "toy")
-    assert [line["step"] for line in found.history] == [250, 750, 1250]
-    assert found.history[-1]["elbo"] == pytest.approx(whole.history[-1]["elbo"], rel=1e-6)
-    results.record("full", "other", [whole])
-    assert results.load("full", "other")[0].history == ()
-    results.record("full", "other", [whole], every=1)
-    assert len(results.load("full", "other")[0].history) == 5
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_what_is_paired_comes_from_one_state_of_the_code_or_is_known_not_to(path):
+    records = results.load(path.parent.name, path.stem)
+    states = {record.code for record in records}
+    assert (len(states) > 1) == (path.stem in results.MIXED), states
+    assert ("states of the code" in results.provenance(records)) == (len(states) > 1)
+
+
+def test_an_audit_takes_short_runs_and_measures_in_spreads_over_seeds(folder, capsys, monkeypatch):
+    specs = [SPECS[0].replace(seed=seed, objective=o) for seed in range(3) for o in (AVO(), SPECS[0].objective)]
+    results.record("full", "grid", [run(spec) for spec in specs])
+    records = results.load("full", "grid")
+    assert len(audit.sample(records, 0.5, 60, 1)) == 3 and audit.sample(records, 1.0, 0, 1) == []
+    moved = {**records[0].metrics, "elbo": records[0].metrics["elbo"] + 1}
+    alike = [r.metrics["elbo"] for r in select(records, objective=records[0].spec.objective)]
+    assert audit.differences(records[0], moved, records)["elbo"] == pytest.approx(1 / audit.statistics.stdev(alike))
+    assert audit.main(["grid", "--share", "0.5"]) == 0
+    assert re.search(r"^grid +elbo +3 runs +[+-]0\.00 +[+-]0\.00$", capsys.readouterr().out, re.MULTILINE)

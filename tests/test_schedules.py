@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from annealed_core import schedules
 from annealed_core.objectives import AVO, ELBO, IWAE
+from annealed_core.running.watch import check_schedule
 from annealed_core.schedules import (
     SHAPES,
     Constant,
@@ -19,7 +20,6 @@ from annealed_core.schedules import (
     Linear,
     Mixed,
     Then,
-    check_schedule,
     objective_at,
     value_at,
 )

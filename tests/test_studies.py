@@ -1,57 +1,82 @@
 """Studies: what the full profile compares is comparable."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from annealed_core import results
-from annealed_core.comparison import of_specs, select
-from annealed_core.earlier import FAULTS
-from annealed_core.spec import Spec
-from annealed_core.studies import CHANGES, CHOSEN, LINES, NVI_SAMPLES, SEARCH, STUDIES, find_study, searched
+from annealed_core.objectives import AVO, ELBO, AlphaELBO, CapacityELBO
+from annealed_core.schedules import value_at
+from annealed_report import results
+from annealed_report.comparison import of_specs, select
+from annealed_report.earlier import FAULTS, faulty
+from annealed_report.studies import (
+    CHANGES,
+    CHOSEN,
+    DENSITY_STUDIES,
+    GRID_METHODS,
+    LINES,
+    MNIST_LINES,
+    NEAR,
+    NVI_SAMPLES,
+    SCHEDULED,
+    STUDIES,
+    THREE,
+    WARM_UP,
+    find_study,
+    method,
+    of_method,
+    searched,
+    with_beta,
+)
 
 TABLED = ("grid", "objectives", "kernels", "initialisation")
 STUDIED = {name: study() for name, study in STUDIES.items()}
+SEEDS = dict.fromkeys(("mnist", "long", "anatomy", "agreement", "regime", "chosen", "robustness"), 3)
+SEEDS |= dict.fromkeys(("best", "faultless", "schedules", "collapse"), 5)
+
+
+def runs_of(*names):
+    return [SimpleNamespace(spec=spec) for name in names for spec in STUDIED[name]]
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_has_no_spec_twice_and_each_method_every_seed(name):
-    specs, varied = STUDIED[name], ("seed", "bounds_images")  # bounds take minutes: one seed has them
+def test_a_study_has_nothing_twice_and_each_method_every_seed(name):
+    specs = STUDIED[name]
     assert len(set(specs)) == len(specs) > 0
     groups = {}
-    for spec in specs:
-        key = tuple(sorted((k, v) for k, v in spec.fields().items() if k not in varied))
-        groups.setdefault(key, set()).add(spec.seed)
+    for spec in specs:  # bounds take minutes: one seed has them
+        alike = spec.replace(seed=0, **({"bounds_images": 0} if hasattr(spec, "bounds_images") else {}))
+        groups.setdefault(alike, set()).add(spec.seed)
     assert len({frozenset(seeds) for seeds in groups.values()}) == 1
-    enough = {
-        "best": 5,
-        "mnist": 3,
-        "long": 3,
-        "anatomy": 3,
-        "faultless": 5,
-        "precision": 3,
-        "agreement": 3,
-        "regime": 3,
-        "chosen": 3,
-    }
-    enough |= {"robustness": 3, "schedules": 5, "collapse": 5}
-    assert all(len(seeds) >= enough.get(name, 10) for seeds in groups.values())
+    assert all(len(seeds) == SEEDS.get(name, 10) for seeds in groups.values())
 
 
-def test_studies_share_no_spec():
+def test_studies_share_nothing():
     every = [spec for specs in STUDIED.values() for spec in specs]
     assert len(set(every)) == len(every)
 
 
-def test_the_lines_of_the_table_part_the_runs_of_its_studies():
-    class Run:
-        def __init__(self, spec):
-            self.spec = spec
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_run_of_a_study_is_recorded_once_and_no_other(name):
+    recorded = [record.spec for record in results.load("full", name)]
+    assert len(recorded) == len(STUDIED[name]) and set(recorded) == set(STUDIED[name])
 
-    runs = [Run(spec) for name in TABLED for spec in STUDIED[name]]
+
+def test_the_lines_of_the_table_part_the_runs_of_its_studies():
+    runs = runs_of(*TABLED)
     found = [run for fields in LINES.values() for run in select(runs, **fields)]
     assert len(found) == len(runs) == len(set(map(id, found)))
     for name in "ABCDEF":
         for line, fields in LINES.items():
             assert [run.spec.seed for run in select(runs, target=name, **fields)] == list(range(10)), line
+
+
+def test_the_lines_of_mnist_part_its_runs_and_are_found_at_whatever_warm_up():
+    runs = runs_of("mnist")
+    found = [run for fields in MNIST_LINES.values() for run in select(runs, **fields)]
+    assert len(found) == len(runs) == len(set(map(id, found)))
+    assert all(of_method(runs, name) == select(runs, **fields) for name, fields in MNIST_LINES.items())
+    assert [len(of_method(runs_of("robustness"), name)) for name in GRID_METHODS] == [48] * 5
 
 
 def test_the_ring_spends_nvis_budget_in_every_step():
@@ -64,64 +89,73 @@ def test_the_best_chains_are_shown_on_seeds_that_chose_nothing():
 
 
 def test_an_unknown_study_is_refused_with_the_known_ones():
-    assert find_study("compute") == STUDIED["compute"]
+    assert find_study("compute") == STUDIED["compute"] and "compute" in DENSITY_STUDIES
     with pytest.raises(ValueError, match=r"^unknown study 'grit': choose one of grid, objectives, kernels, "):
         find_study("grit")
 
 
 def test_the_anatomy_takes_the_faults_away_one_by_one_and_shows_each_alone():
-    found = {spec.faults for spec in STUDIED["anatomy"] if spec.method == "mixture"}
     names = tuple(FAULTS)
-    assert {names, names[1:], names[2:], names[3:], names[4:], ()} <= found
-    assert {(name,) for name in names} <= found
-    assert {spec.method for spec in STUDIED["anatomy"]} == {"mixture", "hvi", "avo"}
+    for faults in [names[start:] for start in range(6)] + [(name,) for name in names]:
+        assert len(select(runs_of("anatomy"), kernel=NEAR, **faulty(*faults, beta=WARM_UP))) == 3, faults
+    assert all(len(of_method(runs_of("anatomy"), name)) == 3 for name in ("HVI", "HVI-AVO"))
 
 
-def test_what_the_long_study_compares_differs_in_the_method_alone():
-    hvi = [spec for spec in STUDIED["long"] if spec.method == "hvi"]
-    for method in ("vae", "avo"):
-        assert [s for s in STUDIED["long"] if s.method == method] == [s.replace(method=method) for s in hvi]
+@pytest.mark.parametrize("name", ["mnist", "long", "agreement", "chosen", "schedules", "robustness", "collapse"])
+def test_rivals_differ_in_kernel_and_objective_alone(name):
+    differ = {"kernel", "n_transitions", "objective", "seed", "bounds_images"}
+    shared = [{k: v for k, v in spec.fields().items() if k not in differ} for spec in STUDIED[name]]
+    assert all(each == shared[0] for each in shared)
+
+
+@pytest.mark.parametrize("name", ["long", "agreement"])
+def test_three_methods_differ_in_kernel_and_objective_as_their_lines_say(name):
+    for line in THREE:
+        assert [run.spec for run in select(runs_of(name), **MNIST_LINES[line])] == [
+            spec.replace(**MNIST_LINES[line], n_transitions=None)
+            for spec in STUDIED[name]
+            if spec.objective == AVO(0.2, WARM_UP)
+        ]
 
 
 def test_what_the_regime_compares_trains_for_as_long_at_the_same_rate():
-    assert len({(s.epochs, s.batch, s.lr, s.lr_schedule, s.layers, s.ema) for s in STUDIED["regime"]}) == 1
+    assert len({(s.epochs, s.batch, s.lr, s.lr_schedule, s.train_images) for s in STUDIED["regime"]}) == 1
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_a_setting_of_the_search_differs_from_the_usual_one_in_its_change_alone(name):
-    lacks = {"avo": set(), "hvi": {"avo_weight", "path", "faults"}, "vae": set(CHANGES[name]) - {"schedule"}}
-    for method, fields in lacks.items():
-        usual = [Spec("mnist", method, seed=seed, **SEARCH) for seed in range(3)]
-        change = {key: value for key, value in CHANGES[name].items() if key not in fields}
-        wanted = [spec.replace(**change) for spec in usual]
-        assert searched(method, name) == wanted and set(wanted) | set(usual) <= set(STUDIED["regime"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_setting_of_the_search_differs_from_the_usual_one_in_its_change_alone(change):
+    may = {"VAE": {"beta"}, "HVI": {"beta", "kernel", "base", "n_transitions"}}
+    for name in THREE:
+        for usual, spec in zip(searched(name, "none"), searched(name, change), strict=True):
+            own = {field: value for field, value in CHANGES[change].items() if field in may.get(name, CHANGES[change])}
+            beta = own.pop("beta", usual.objective.beta)
+            own["objective"] = with_beta(own.get("objective", usual.objective), beta)
+            assert spec == usual.replace(**own) and {spec, usual} <= set(STUDIED["regime"])
 
 
 def test_the_chosen_setting_is_the_best_on_validation_and_judged_with_fresh_seeds():
     found = results.load("full", "regime")
     bounds = {}
-    for name in CHANGES:
-        values = [run.metrics["valid_elbo"] for run in of_specs(found, searched("avo", name))]
+    for change in CHANGES:
+        values = [run.metrics["valid_elbo"] for run in of_specs(found, searched("HVI-AVO", change))]
         assert len(values) == 3
-        bounds[name] = sum(values)
+        bounds[change] = sum(values)
     assert max(bounds, key=bounds.get) == CHOSEN
     assert not {spec.seed for spec in STUDIED["chosen"]} & {spec.seed for spec in STUDIED["regime"]}
-    assert {spec.method for spec in STUDIED["chosen"]} == {"vae", "hvi", "avo"}
+    assert all(len(of_method(runs_of("chosen"), name)) == 3 for name in THREE)
 
 
 def test_the_grid_crosses_every_start_with_every_slope_for_each_method():
-    settings = {}
-    for spec in STUDIED["robustness"]:
-        settings.setdefault(spec.method, set()).add((spec.beta0, spec.gamma))
-    assert len(settings) == 5 and len({frozenset(found) for found in settings.values()}) == 1
-    assert all(len(found) == 16 for found in settings.values())
-    assert all(spec.annealing(spec.n_steps) == 1 for spec in STUDIED["robustness"])
+    settings = {n: {r.spec.objective.beta for r in of_method(runs_of("robustness"), n)} for n in GRID_METHODS}
+    assert len({frozenset(found) for found in settings.values()}) == 1 and len(settings["VAE"]) == 16
+    assert all(value_at(spec.objective.beta, spec.n_steps) == 1 for spec in STUDIED["robustness"])
 
 
-@pytest.mark.parametrize("name", ["schedules", "robustness", "collapse"])
-def test_rival_schedules_differ_in_the_schedule_alone(name):
-    own = {"method", "seed", "schedule", "anneals", "beta0", "gamma", "cycles", "ratio", "shape", "capacity"}
-    own |= {"n_transitions", "hidden", "path", "avo_weight", "initialisation", "base", "faults"}  # of the methods
-    shared = [{k: v for k, v in spec.fields().items() if k not in own} for spec in STUDIED[name]]
-    assert all(each == shared[0] for each in shared)
-    assert {"lr", "lr_schedule", "beta1", "batch", "epochs", "train_images"} <= shared[0].keys()
+def test_every_schedule_is_run_by_vae_and_hvi_and_comes_to_one():
+    (steps,) = {spec.n_steps for spec in STUDIED["schedules"]}
+    for objective in SCHEDULED.values():
+        assert {r.spec.kernel for r in select(runs_of("schedules"), objective=objective)} >= {None, NEAR}
+        annealed = {AlphaELBO: "alpha", CapacityELBO: "rise", ELBO: "beta"}[type(objective)]
+        assert value_at(getattr(objective, annealed), steps - 1) > 0.99
+    assert {r.spec.objective.alphas for r in select(runs_of("schedules"), objective=AVO)} > {AVO().alphas}
+    assert method("HVI-AVO", 1.0)["objective"] == AVO(0.2)

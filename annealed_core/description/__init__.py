@@ -18,23 +18,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Self, dataclass_transform, get_args, get_type_hints
 
-__all__ = [
-    "Annealed",
-    "Boolean",
-    "Calls",
-    "Choice",
-    "Description",
-    "Number",
-    "Positive",
-    "Share",
-    "Size",
-    "Whole",
-    "from_json",
-    "own_objects",
-    "suggest",
-    "to_json",
-]
-
 
 class Check:
     """What a field takes, in words (`takes`) and as a function: it gives the value as it is kept, or None."""

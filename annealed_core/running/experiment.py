@@ -108,6 +108,10 @@ class Experiment(Description):
         """What descriptions must share to be trained side by side; None where a run is trained alone."""
         return None
 
+    def compiles(self, device: str = "cpu") -> bool:
+        """Whether `compile=True` makes a difference."""
+        return False
+
     @classmethod
     def problem(cls, specs: Sequence[Self], device: str = "cpu", compile: bool = False) -> Problem:
         """What trains these, which share their `stack_key`."""
@@ -173,7 +177,7 @@ def folder_of(spec: Experiment, device: str = "cpu", compile: bool = False) -> F
         return None
     code = code_version(spec, maximise)
     label = re.sub(r"[^\w.-]", "_", spec.label)[:80]  # a target's name may be anything
-    return Folder.of(label, key(to_json(spec, _own), code, device, compile))
+    return Folder.of(label, key(to_json(spec, _own), code, device, compile and spec.compiles(device)))
 
 
 def _own(value: Any) -> Any:

@@ -17,6 +17,8 @@ import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
 from annealed_core.description import own_objects
+from annealed_core.fit import maximise
+from annealed_core.running.code import code_version
 from annealed_core.running.experiment import Experiment, Run, Trained, finished, keep, progress, stored, train
 from annealed_core.running.system import cores
 from annealed_core.running.workers import WorkerDied, Workers
@@ -53,9 +55,11 @@ def _taken(place: BaseFileLock) -> bool:
 def _train_there(message: bytes, token: str = "") -> bytes:
     """What a worker does; it gives None for specs that it can't load."""
     try:
-        specs, device, compile = pickle.loads(message)
+        specs, device, compile, code = pickle.loads(message)
     except Exception:  # whatever a user's module does when it is imported
         return pickle.dumps(None)
+    if code_version(*specs, maximise) != code:
+        raise RuntimeError("a worker has other code of annealed_core than the process that asks: end it first")
     return pickle.dumps(train(specs, device, compile))
 
 
@@ -93,7 +97,7 @@ def _packed(group: list[Experiment], *rest: Any) -> bytes | None:
     own = [each for spec in group for each in own_objects(spec).values()]
     homes = [getattr(each, "__module__", "") for each in own] + [type(each).__module__ for each in own]
     try:
-        return None if "__main__" in homes else pickle.dumps((group, *rest))
+        return None if "__main__" in homes else pickle.dumps((group, *rest, code_version(*group, maximise)))
     except Exception:  # whatever a user's class does when it is pickled
         return None
 

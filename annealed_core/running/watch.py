@@ -1,9 +1,11 @@
-"""Targets of the user's own: looked at before training, and watched while it goes on."""
+"""What is the user's own: looked at before training, and targets watched while it goes on."""
 
 from __future__ import annotations
 
 import math
+import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,9 +13,13 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from annealed_core.description import Number
+from annealed_core.description import Description, Number
+from annealed_core.schedules import Constant, Cyclical, Geometric, Linear, value_at
 from annealed_core.speed.stack import samples_last
 from annealed_core.targets import name_of
+
+_ROUNDING = 1e-9  # so near to 0 or 1, a function's value counts as that
+_NEAR = 0.95  # a warm-up that ends training below this is warned of
 
 
 def check_target(target: Any, device: str = "cpu") -> None:
@@ -127,7 +133,8 @@ class Watched:
         parts, ordered = [], samples_last(z)
         for start, end in self._slices:
             part, target = ordered[..., start:end, :, :], self.targets[start]
-            values = _values(getattr(target, what), part)
+            density = getattr(target, what)
+            values = _values(density, part) if watching else density(part)
             if values.shape != part.shape[:-1]:
                 shapes = f"{what} of z {tuple(part.shape)} must have shape {tuple(part.shape[:-1])}"
                 raise ValueError(f"target {name_of(target)}: {shapes}, got {tuple(values.shape)} at step {self.step}")
@@ -164,3 +171,41 @@ def _values(density: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         if finite.all():
             raise
         return torch.where(finite, density(torch.where(finite.unsqueeze(-1), z, 0.0)), torch.nan)
+
+
+def check_schedule(schedule: Any, steps: int, must_end_at_one: bool = False) -> None:
+    """Look at a number or a schedule of that many steps in every one of them.
+
+    Args:
+        schedule: a number, or a function called with 0 ... steps - 1.
+        steps: how long training is.
+        must_end_at_one: refuse a last value below 1 instead of warning of it. With beta the model is then trained on a
+            weaker penalty than it is judged by, which may be meant; with alpha it would learn another target.
+
+    Raises ValueError, with the value and its step, where the schedule gives no number, leaves [0, 1], or does not end
+    at 1 although it must. Warns where it ends below 0.95.
+    """
+    name = repr(schedule) if isinstance(schedule, Description) else getattr(schedule, "__name__", repr(schedule))
+    last: Any = 1.0
+    ours = isinstance(schedule, Constant | Linear | Geometric | Cyclical) or not callable(schedule)
+    for step in range(steps - 1 if ours else 0, steps):
+        last = value_at(schedule, step)
+        try:
+            inside = -_ROUNDING <= float(last) <= 1 + _ROUNDING
+        except (TypeError, ValueError):
+            raise ValueError(f"schedule {name} must give numbers, got {last!r} at step {step:,}") from None
+        if not inside:
+            raise ValueError(f"schedule {name} must stay in [0, 1], got {float(last)!r} at step {step:,}")
+    at = f"got {float(last):.3g} at step {steps - 1:,}, its last"
+    if must_end_at_one and last < 1 - _ROUNDING:
+        raise ValueError(f"schedule {name} must end at 1, {at}")
+    if callable(schedule) and last < _NEAR:
+        warn(f"schedule {name} should end near 1, where models are judged, {at}")
+
+
+def warn(message: str) -> None:
+    """A warning that names the line outside of this package which caused it."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "annealed_core":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

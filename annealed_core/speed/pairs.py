@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from annealed_core.chain import Chain, Shape, Trajectory
-from annealed_core.kernels import ConditionalGaussian, Frozen, GaussianPair, drawn_log_prob, normal_log_prob
+from annealed_core.kernels import Frozen, GaussianPair, drawn_log_prob, normal_log_prob
 
 
 class PairChain(Chain):

@@ -140,24 +140,25 @@ class GaussianStack(Stack):
     def forward(self, start: Tensor, noise: Tensor, local: bool = False) -> tuple[Tensor, Tensor]:
         """Forward conditionals one after another, and then the reverse ones all at once; see `Stack`."""
         *sample, models, dim = start.shape
-        z = start.reshape(-1, models, dim).permute(1, 2, 0)  # (M, dim, S)
+        z = start = start.reshape(-1, models, dim).permute(1, 2, 0)  # (M, dim, S)
         noise = noise.reshape(len(self), -1, models, dim).permute(0, 2, 3, 1).contiguous()  # (T, M, dim, S)
         weights = [getattr(self, _key(name)) for name in self.names]
-        states, scales = [z], []
+        before, after, scales = [], [], []
         for fresh, *layers in zip(noise, *weights[:4], strict=True):
-            loc, scale = self._conditional(z.detach() if local else z, *layers)
+            before.append(z.detach() if local else z)
+            loc, scale = self._conditional(before[-1], *layers)
             z = loc + scale * fresh
-            states.append(z)
+            after.append(z)
             scales.append(scale)
-        drawn = torch.stack(states)
-        before = drawn[:-1].detach() if local else drawn[:-1]
-        flat = self._conditional(drawn[1:].flatten(0, 1), *(weight.flatten(0, 1) for weight in weights[4:]))
-        loc, scale = (each.view_as(before) for each in flat)
+        # Stacked one by one, and no slices of all states: torch.compile gets the gradient through those wrong.
+        seen, drawn = torch.stack(before), torch.stack(after)
+        back = self._conditional(drawn.flatten(0, 1), *(weight.flatten(0, 1) for weight in weights[4:]))
+        loc, scale = (each.view_as(drawn) for each in back)
         # Log r - log q of two Gaussians: their constants cancel.
-        squares = ((before - loc) / scale).square() - noise.square()
+        squares = ((seen - loc) / scale).square() - noise.square()
         log_ratios = ((torch.stack(scales) / scale).log() - 0.5 * squares).sum(-2)
-        drawn = drawn.permute(0, 3, 1, 2).reshape(len(drawn), *sample, models, dim)
-        return drawn, log_ratios.mT.reshape(len(self), *sample, models)
+        states = torch.stack([start, *after]).permute(0, 3, 1, 2).reshape(len(self) + 1, *sample, models, dim)
+        return states, log_ratios.mT.reshape(len(self), *sample, models)
 
     def _conditional(self, z: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
         """`kernels.ConditionalGaussian` of many models: z (M, dim, S) and the layers' (M, ...) -> mu, sigma."""
