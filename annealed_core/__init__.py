@@ -4,8 +4,7 @@
     r = run(Density(target="D", objective=AVO()))
     r.metrics["log_z"], r.chain.rsample(1000).z[-1]
 
-The modules here are the mathematics, `chain` the one idea; `speed` has the same in less time, `judging` says how good a
-trained chain is, `running` trains what a description says and keeps it.
+The modules here are the mathematics, `chain` the one idea; `running` trains what a description says and keeps it.
 """
 
 from annealed_core.chain import Chain, Trajectory
@@ -29,4 +28,3 @@ __all__ = [
     "Householder", "Independent", "LearnedAlphas", "Linear", "LinearAlphas", "LocalAVO", "Mixed", "Mnist", "Planar",
     "Residual", "Run", "Spec", "Spline", "Then", "TrainingError", "Trajectory", "fit", "run", "sweep",
 ]
-# fmt: on

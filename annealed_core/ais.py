@@ -4,8 +4,8 @@
     particles.log_z, particles.log_z_se
 
 Particles drawn from a base follow f_t = target^alpha_t * base^(1 - alpha_t), moved by Markov moves and weighed at each
-temperature. The temperatures are given, or as many as it takes to keep the weights even. `reverse_ais` goes the other
-way: the two bracket log Z (bidirectional Monte Carlo). Densities and weights are in double precision.
+temperature: given ones, or as many as it takes to keep the weights even. `reverse_ais` goes the other way: the two
+bracket log Z (bidirectional Monte Carlo). Densities and weights are in double precision.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from annealed_core.targets import check_alphas, name_of
 #: Rosenthal 2001), but for Hamiltonian moves (0.65, Neal 2011): a step must fit the narrowest part of a target too.
 ACCEPTANCE = {"hamiltonian": 0.8, "langevin": 0.574, "metropolis": 0.234}
 _JITTER = 0.5
-
 Alphas = Tensor | Sequence[float] | Callable[[int], Tensor] | None
 
 

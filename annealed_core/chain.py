@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,11 @@ class Chain:
     def __init__(
         self,
         base: DiagonalGaussian,
-        kernels: Sequence[Any] | nn.ModuleList = (),
+        kernels: Sequence[Any] | nn.Module = (),
         context: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.base, self.kernels, self.context, self.generator = base, kernels, context, generator
+        self.base, self.kernels, self.context, self.generator = base, cast(Any, kernels), context, generator
 
     def __len__(self) -> int:
         return len(self.kernels)

@@ -1,7 +1,6 @@
-"""Energies: the named targets of the report, with what is known of each.
+"""Energies: the named targets, with what is known of each.
 
-Six in two dimensions (A-F) as in the earlier report's repository (github.com/alexey-pronkin/annealed), in the version
-that normalises, and those that other papers use: two mixtures of Gaussians, a funnel and a many-well density.
+Six in two dimensions, A to F, of github.com/alexey-pronkin/annealed in a version that normalises; four of other papers.
 """
 
 from __future__ import annotations

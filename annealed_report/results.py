@@ -116,7 +116,8 @@ def record(profile: str, name: str, runs: Sequence[Run], every: int | None = Non
 def written(records: dict[str, dict[str, Any]]) -> bytes:
     """A file of records, from each description's JSON: one a line, in the order of their descriptions."""
     lines = [{**_rounded(records[spec]), "spec": json.loads(spec)} for spec in sorted(records)]
-    return ("[\n" + ",\n".join(json.dumps(line, sort_keys=True) for line in lines) + "\n]\n").encode()
+    texts = (json.dumps(line, sort_keys=True, separators=(",", ":")) for line in lines)
+    return ("[\n" + ",\n".join(texts) + "\n]\n").encode()
 
 
 def _text(value: Any) -> str:

@@ -12,12 +12,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import torch
-import torchvision
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -119,17 +116,6 @@ def test_conda_installs_the_very_same_lock():
     assert {re.split("[=<>]", entry)[0] for entry in conda} == {"python", "pip"}, "every other package is the lock's"
     (python,) = [entry.removeprefix("python=") for entry in conda if entry.startswith("python=")]
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python)
-
-
-def test_torch_and_torchvision_are_a_pair():
-    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2.1], [5, 5, 6, 6]])
-    assert torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() == [0, 2]
-    (pin,) = locked()["torchvision"].specifier
-    if Version(metadata.version("torchvision")).base_version != pin.version:
-        pytest.skip("another torchvision than the lock's is installed")
-    (torch_pin,) = locked()["torch"].specifier
-    needed = [r for r in map(Requirement, metadata.requires("torchvision") or []) if r.name == "torch"]
-    assert needed and all(r.specifier.contains(torch_pin.version) for r in needed)
 
 
 def test_help_lists_every_target():

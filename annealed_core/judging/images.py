@@ -16,7 +16,7 @@ from torch import Tensor
 
 from annealed_core.chain import Chain
 from annealed_core.moves import draw_like
-from annealed_core.speed.frozen import freeze
+from annealed_core.speed.frozen import frozen
 from annealed_core.vae import Joint
 
 CHUNK_ROWS = 2560  # latents decoded at a time: 5,000 samples are two such, whose logits stay in a cache
@@ -46,7 +46,7 @@ def drawing_from(chain: Chain, generator: torch.Generator | None) -> Chain:
 def joint_of(model: Any, x: Tensor) -> Any:
     """The target of all images; a `vae.Joint` with its decoder in the fastest form that does not learn."""
     joint = model.joint(x)
-    return Joint(joint.decoder, joint.x, joint.dim, freeze).frozen() if type(joint) is Joint else joint
+    return frozen(joint) if type(joint) is Joint else joint
 
 
 def slices(stop: int, each: int = 1, at_once: int | None = None) -> Iterator[slice]:

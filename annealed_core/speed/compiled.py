@@ -51,7 +51,8 @@ class CompiledStep:
             logging.getLogger(noisy).setLevel(logging.ERROR)
         torch.compiler.reset()  # what was compiled for another stack: only a few variants of a function are kept
         self.function, self.parameters = function, list(parameters)
-        self.compiled = torch.compile(function, dynamic=False)
+        # Torch 2.15 overwrites what a backward pass still needs, where two tensors kept for it share memory.
+        self.compiled = torch.compile(function, dynamic=False, options={"inplace_buffers": False})
         self.known: set[type] = set()
         self.works = True
         self.arguments: tuple[Any, ...] = ()
@@ -86,8 +87,8 @@ class CompiledStep:
         expected, name = self._outcome(self.function), type(self.arguments[0]).__name__
         try:
             found = self._outcome(self.compiled)
-        except Exception as error:
-            message = str(error).strip().partition("\n")[0]
+        except Exception as problem:
+            message = str(problem).strip().partition("\n")[0]
             warnings.warn(f"{name} trains uncompiled: torch.compile failed with {message}", stacklevel=4)
             return
         pairs = [(a.nan_to_num(), b.nan_to_num()) for a, b in zip(found, expected, strict=True)]

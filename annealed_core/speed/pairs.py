@@ -46,7 +46,7 @@ class PairChain(Chain):
 
 def _alike(kernels: Any) -> list[Any]:
     """The pairs of Gaussians that the kernels are, all frozen or none; an empty list where they aren't alike."""
-    pairs = [kernel.network[0] if isinstance(kernel, Frozen) else kernel for kernel in kernels]
+    pairs: list[Any] = [kernel.network[0] if isinstance(kernel, Frozen) else kernel for kernel in kernels]
     if not all(isinstance(pair, GaussianPair) and type(pair).forward is GaussianPair.forward for pair in pairs):
         return []
     kinds = {(type(kernel), type(pair), _shapes(pair)) for kernel, pair in zip(kernels, pairs, strict=True)}

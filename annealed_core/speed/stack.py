@@ -128,8 +128,7 @@ class GaussianStack(Stack):
         self.locate, self.names = first.conditional.locate, [name for name, _ in first.named_parameters()]
         for name in self.names:
             of_steps = [
-                torch.stack([cast(nn.Module, model[t]).get_parameter(name).detach() for model in models])
-                for t in range(len(self))
+                torch.stack([model[t].get_parameter(name).detach() for model in models]) for t in range(len(self))
             ]
             self.register_parameter(_key(name), nn.Parameter(torch.stack(of_steps)))
 
@@ -150,7 +149,6 @@ class GaussianStack(Stack):
             z = loc + scale * fresh
             after.append(z)
             scales.append(scale)
-        # Stacked one by one, and no slices of all states: torch.compile gets the gradient through those wrong.
         seen, drawn = torch.stack(before), torch.stack(after)
         back = self._conditional(drawn.flatten(0, 1), *(weight.flatten(0, 1) for weight in weights[4:]))
         loc, scale = (each.view_as(drawn) for each in back)

@@ -1,0 +1,375 @@
+"""What is fast is what is plain: the same values and gradients from the same weights and noise."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from annealed_core.chain import Chain
+from annealed_core.flows import IAF, Householder, Planar, Spline
+from annealed_core.kernels import DiagonalGaussian, Frozen, Gated, Residual
+from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, LocalAVO
+from annealed_core.speed import compiled
+from annealed_core.speed.compiled import CompiledStep
+from annealed_core.speed.frozen import FoldedDecoder, FoldedJoint, freeze, frozen
+from annealed_core.speed.pairs import PairChain
+from annealed_core.speed.stack import GaussianStack, MappedStack, StackedBase, StackedChain, stack
+from annealed_core.targets import ENERGIES, GeometricAlphas, LearnedAlphas
+from annealed_core.vae import VAE, Autoregressive, Decoder
+
+KERNELS = {
+    "gated": Gated(hidden=8),
+    "residual": Residual(hidden=8, start="identity"),
+    "planar": Planar(scale=2.0),
+    "householder": Householder(),
+    "iaf": IAF(hidden=8, scale=1.0),
+    "spline": Spline(hidden=8, bins=4, scale=1.0),
+}
+OBJECTIVES = [ELBO(), AlphaELBO(alpha=0.3), IWAE(samples=5), AVO(alphas=GeometricAlphas()), AVO(weight=0.3), LocalAVO()]
+MODELS, STEPS, SAMPLES = 3, 4, 5
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def jitter(module):
+    """Away from where training starts: some layers start at 0."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return module
+
+
+# The law. A case gives two functions, plain and fast: (objective, change) -> values and gradients by name.
+
+
+def gradients(value, by_name):
+    """Of a value, 0 where it has none."""
+    found = [None] * len(by_name)
+    if value.requires_grad:
+        found = torch.autograd.grad(value, list(by_name.values()), allow_unused=True)
+    pairs = zip(by_name.items(), found, strict=True)
+    return {name: torch.zeros_like(of) if gradient is None else gradient for (name, of), gradient in pairs}
+
+
+def stacked(kernel):
+    """M models one by one, and as a stack."""
+    models = [jitter(nn.ModuleList(KERNELS[kernel].build(2, STEPS))) for _ in range(MODELS)]
+    base = {"loc": torch.randn(MODELS, 2).requires_grad_(), "scale": (1 + torch.rand(MODELS, 2)).requires_grad_()}
+    together = StackedChain(StackedBase(**base), stack(models))
+    noise, target = together.noise((SAMPLES, 2)), ENERGIES["D"]
+
+    def plain(objective, change):
+        own = [Chain(DiagonalGaussian(base["loc"][m], base["scale"][m]), model) for m, model in enumerate(models)]
+        values = [objective.values(change(chain), target, noise[..., m, :]) for m, chain in enumerate(own)]
+        by_name = {f"{m}.{name}": each for m, model in enumerate(models) for name, each in model.named_parameters()}
+        return torch.stack(values, -1), gradients(sum(value.mean() for value in values), base | by_name)
+
+    def fast(objective, change):
+        values = objective.values(change(together), target, noise)
+        weights = dict(together.kernels.named_parameters())
+        found = gradients(values.flatten(0, -2).mean(0).sum(), base | weights)
+        twin = stack(models)  # whose weights are these gradients
+        twin.load_state_dict(twin.state_dict() | {name: found[name] for name in weights})
+        trained = [name for name, _ in models[0].named_parameters()]
+        by_name = {f"{m}.{name}": state[name] for m, state in enumerate(twin.unstack()) for name in trained}
+        return values, {name: found[name] for name in base} | by_name
+
+    return plain, fast
+
+
+def auto_encoder(kernel, **fast_parts):
+    """An auto-encoder with few units: with its plain parts, and with fast ones."""
+    kernels = [] if kernel is None else [jitter(each) for each in KERNELS[kernel].build(3, STEPS, 16)]
+    x = torch.bernoulli(torch.full((6, 784), 0.3))
+    noise = torch.randn(len(kernels) + 1, SAMPLES, 2, 6, 3)
+
+    def outcome(vae):
+        def compute(objective, change):
+            values = objective.values(change(vae.posterior(x)), vae.joint(x), noise)
+            return values, gradients(values.mean(), dict(vae.named_parameters()))
+
+        return compute
+
+    plain, fast = VAE(3, 16, kernels), VAE(3, 16, kernels, **fast_parts)
+    fast.load_state_dict(plain.state_dict())
+    return outcome(plain), outcome(fast)
+
+
+CASES = {f"stack of {kernel}": lambda kernel=kernel: stacked(kernel) for kernel in KERNELS} | {
+    "gated pairs": lambda: auto_encoder("gated", chain=PairChain),
+    "residual pairs": lambda: auto_encoder("residual", chain=PairChain),
+    "planar flows": lambda: auto_encoder("planar", chain=PairChain),
+    "no kernels": lambda: auto_encoder(None, chain=PairChain, freeze=freeze),
+    "folded decoder": lambda: auto_encoder("gated", freeze=freeze),
+}
+CHANGES = {"as it is": lambda chain: chain, "detached": Chain.detach, "frozen": lambda chain: chain.freeze()}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_fast_has_the_values_and_gradients_of_what_is_plain(case, objective, change):
+    if case == "no kernels" and isinstance(objective, AVO | LocalAVO):
+        pytest.skip("AVO takes kernels")
+    torch.manual_seed(0)
+    plain, fast = CASES[case]()
+    expected, expected_gradients = plain(objective, CHANGES[change])
+    values, found = fast(objective, CHANGES[change])
+    torch.testing.assert_close(values, expected)
+    assert found.keys() == expected_gradients.keys()
+    for name, wanted in expected_gradients.items():
+        torch.testing.assert_close(found[name], wanted, msg=lambda text, name=name: f"{name}: {text}")
+
+
+# Stacks.
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_unstacking_gives_back_the_weights_of_each_model(kernel):
+    models = [nn.ModuleList(KERNELS[kernel].build(2, STEPS)) for _ in range(MODELS)]
+    together = stack(models)
+    assert isinstance(together, GaussianStack if kernel in ("gated", "residual") else MappedStack)
+    for model, found in zip(models, together.unstack(), strict=True):
+        state = model.state_dict()
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("kernel", ["gated", "residual"])
+def test_a_pair_of_gaussians_is_the_same_bit_by_bit_in_stacks_of_any_size(kernel):
+    torch.set_default_dtype(torch.float32)
+    models = [jitter(nn.ModuleList(KERNELS[kernel].build(2, STEPS))) for _ in range(MODELS)]
+    noise = torch.randn(STEPS + 1, 128, MODELS, 2)
+
+    def outcome(some, noise):
+        chain = StackedChain(StackedBase(torch.zeros(len(some), 2), torch.ones(len(some), 2)), stack(some))
+        values = AVO(weight=0.5).values(chain, ENERGIES["D"], noise)
+        return values, torch.autograd.grad(values.mean(0).sum(), list(chain.parameters()))
+
+    together, gradients_together = outcome(models, noise)
+    for m, model in enumerate(models):
+        alone, gradients_alone = outcome([model], noise[:, :, m : m + 1])
+        assert torch.equal(alone[:, 0], together[:, m])
+        assert all(torch.equal(a[:, 0], b[:, m]) for a, b in zip(gradients_alone, gradients_together, strict=True))
+
+
+@pytest.mark.parametrize("kernel", ["gated", "iaf"])
+def test_one_model_does_not_see_what_another_is_given(kernel):
+    kernels = stack([KERNELS[kernel].build(2, STEPS) for _ in range(MODELS)])
+    chain = StackedChain(StackedBase(torch.zeros(MODELS, 2), torch.ones(MODELS, 2)), kernels)
+    noise = chain.noise(SAMPLES)
+    spoiled = noise.clone()
+    spoiled[:, :, 1] = torch.nan
+    clean, other = chain.rsample(noise=noise), chain.rsample(noise=spoiled)
+    for m in (0, 2):
+        assert torch.equal(clean.z[:, :, m], other.z[:, :, m])
+        assert torch.equal(clean.log_ratios[:, :, m], other.log_ratios[:, :, m])
+    assert other.z[-1, :, 1].isnan().all()
+
+
+def test_a_stack_learns_exponents_of_each_models_own():
+    torch.manual_seed(0)
+    models = [jitter(nn.ModuleList(KERNELS["gated"].build(2, STEPS))) for _ in range(MODELS)]
+    chain = StackedChain(StackedBase(torch.zeros(MODELS, 2), torch.ones(MODELS, 2)), stack(models))
+    objective = AVO(alphas=LearnedAlphas()).build(STEPS, (MODELS,))
+    noise, (path,) = chain.noise(SAMPLES), objective.modules()
+    (together,) = torch.autograd.grad(objective.values(chain, ENERGIES["D"], noise).mean(0).sum(), [path.logits])
+    for m, model in enumerate(models):
+        own = AVO(alphas=LearnedAlphas()).build(STEPS)
+        values = own.values(Chain(DiagonalGaussian.isotropic(2), model), ENERGIES["D"], noise[:, :, m])
+        torch.testing.assert_close(torch.autograd.grad(values.mean(), own.modules()[0].logits)[0], together[:, m])
+
+
+def test_a_stack_without_kernels_draws_from_the_base():
+    chain = StackedChain(StackedBase(torch.zeros(3, 2), torch.ones(3, 2)), stack([[]] * 3))
+    drawn = chain.rsample(7)
+    assert drawn.z.shape == (1, 7, 3, 2) and drawn.log_ratios.shape == (0, 7, 3) and drawn.log_q0.shape == (7, 3)
+    assert chain.kernels.unstack() == [{}] * 3
+
+
+def test_what_cannot_be_stacked_is_refused():
+    for first, second in [(Gated(8), Gated(9)), (Gated(8), Residual(8)), (Gated(8), Planar(scale=1.0))]:
+        with pytest.raises(ValueError, match="^models to be stacked must have the same kernels and shapes$"):
+            stack([first.build(2, 1), second.build(2, 1)])
+    for recipe in (Gated(8), Planar(scale=1.0)):
+        with pytest.raises(ValueError, match="^models to be stacked must have kernels without a context$"):
+            stack([recipe.build(2, 1, 3)] * 2)
+
+
+# Pairs and decoders: when they are fast, and when plain.
+
+
+def test_kernels_that_are_not_alike_or_are_partly_frozen_run_as_in_any_chain():
+    pair, wider = (Gated(hidden).build(2, 1, 3)[0] for hidden in (4, 5))
+    for kernels in ([pair, wider], [Frozen(pair), pair], [pair, Planar(scale=1.0).build(2, 1, 3)[0]]):
+        base, context = DiagonalGaussian(torch.zeros(6, 2), torch.ones(6, 2)), torch.randn(6, 3)
+        fast, plain = PairChain(base, kernels, context), Chain(base, kernels, context)
+        noise = plain.noise(SAMPLES)
+        assert torch.equal(fast.rsample(noise=noise).log_ratios, plain.rsample(noise=noise).log_ratios)
+    assert isinstance(fast.detach()[0:2].freeze(), PairChain)
+
+
+@torch.no_grad()
+def test_a_folded_decoder_is_that_of_evaluation_mode():
+    vae = VAE(3, 16)
+    for _ in range(3):  # moves the batch statistics
+        vae.decoder(2 + torch.randn(50, 6, 3))
+    z, x = torch.randn(SAMPLES, 6, 3), torch.bernoulli(torch.full((6, 784), 0.3))
+    joint, expected = frozen(vae.joint(x)), vae.eval().joint(x).log_prob(z)
+    assert isinstance(joint, FoldedJoint) and joint.frozen() is joint
+    vae.train()
+    torch.testing.assert_close(joint.log_prob(z), expected)
+    torch.testing.assert_close(joint[2:4].log_prob(z[:, 2:4]), expected[:, 2:4])
+    with torch.enable_grad():
+        torch.testing.assert_close(joint.log_prob(z.requires_grad_()), expected)
+
+
+def test_other_decoders_are_frozen_as_they_are():
+    class Own(Decoder):
+        pass
+
+    for decoder in (Own(3, 16), Autoregressive().build(3, 16)):
+        assert isinstance(freeze(decoder), Frozen)
+    assert isinstance(freeze(Decoder(3, 16)), FoldedDecoder)
+    vae = VAE(3, 16, decoder=Autoregressive())
+    assert isinstance(frozen(vae.joint(torch.zeros(2, 784))).decoder, Frozen)
+
+
+# Compiled steps.
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    if not any(map(compiled.shutil.which, ("g++", "clang++", "c++", "cl"))):
+        pytest.skip("there is no C++ compiler")
+
+
+def small_stack():
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    models = [jitter(nn.ModuleList(KERNELS["gated"].build(2, STEPS))) for _ in range(MODELS)]
+    chain = StackedChain(StackedBase(torch.zeros(MODELS, 2), torch.ones(MODELS, 2)), stack(models))
+    return chain, list(chain.parameters()), torch.randn(STEPS + 1, MODELS, 2, 64).permute(0, 3, 1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_compiled_steps_have_the_values_and_gradients_of_eager_ones(recwarn):
+    chain, parameters, noise = small_stack()
+    calls = []
+
+    def function(objective, noise):
+        if not torch.compiler.is_compiling():
+            calls.append(objective)
+        return objective.values(chain, ENERGIES["D"], noise).mean(0)
+
+    step = CompiledStep(function, parameters)
+    for objective in (ELBO(), AVO(weight=0.4), AlphaELBO(alpha=0.3), AlphaELBO(alpha=0.6)):
+        expected = function(objective, noise)
+        expected_gradients = torch.autograd.grad(expected.sum(), parameters)
+        values = step(objective, noise)
+        torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
+        for found, wanted in zip(torch.autograd.grad(values.sum(), parameters), expected_gradients, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    assert step.works and len(calls) == 4 + 3  # each type's first step was compared, and no other ran as it stands
+    assert not [warning for warning in recwarn if "uncompiled" in str(warning.message)]
+
+
+def pretending(monkeypatch, compile):
+    """A step whose compiled code is what `compile(function)` gives."""
+    chain, parameters, noise = small_stack()
+    monkeypatch.setattr(compiled.torch, "compile", lambda function, **_: compile(function))
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: name)
+    seen = []
+
+    def function(objective, noise):
+        seen.append(objective)
+        return objective.values(chain, ENERGIES["D"], noise).mean(0)
+
+    return CompiledStep(function, parameters), parameters, noise, seen, function
+
+
+@pytest.mark.parametrize("wrong", ["value", "gradient"])
+def test_compiled_code_that_is_wrong_is_said_and_not_used(wrong, monkeypatch):
+    def compile(function):
+        def call(*arguments):
+            right = function(*arguments)
+            return right + 4.26 if wrong == "value" else right.detach() + 1.1 * (right - right.detach())
+
+        return call
+
+    step, _, noise, _, function = pretending(monkeypatch, compile)
+    with pytest.warns(UserWarning, match=r"^ELBO trains uncompiled: its values and gradients are off by .*%"):
+        values = step(ELBO(), noise)
+    assert torch.equal(values, function(ELBO(), noise))
+
+
+def test_a_compiler_that_fails_is_said_in_one_line_and_training_goes_on(monkeypatch):
+    def compile(function):
+        def call(*arguments):
+            raise RuntimeError("g++ is broken\nand much more")
+
+        return call
+
+    step, _, noise, _, function = pretending(monkeypatch, compile)
+    with pytest.warns(UserWarning, match=r"^ELBO trains uncompiled: torch.compile failed with g\+\+ is broken$"):
+        values = step(ELBO(), noise)
+    assert torch.equal(values, function(ELBO(), noise))
+
+
+def test_a_step_that_is_not_finite_is_done_again_for_whoever_watches_and_once(monkeypatch):
+    step, parameters, noise, seen, _ = pretending(monkeypatch, lambda function: function)
+    step(ELBO(), noise)
+    spoiled = noise.clone()
+    spoiled[:, :, 1] = torch.nan
+    for expected in (3, 1, 1):  # value and gradient are looked at; what is known to fail is not looked at again
+        seen.clear()
+        torch.autograd.grad(step(ELBO(), spoiled).sum(), parameters)
+        assert len(seen) == expected
+
+
+def test_compiling_takes_a_compiler(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"^compile=True takes a C\+\+ compiler, .*: none was found$"):
+        CompiledStep(lambda objective: torch.zeros(1), [])
+
+
+def test_what_is_compiled_is_kept_apart_for_each_kind_of_processor(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    first = compiled.keep_cache_apart()
+    assert first.parent == tmp_path and first == compiled.keep_cache_apart()  # as for a process of this one's
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(first)
+    monkeypatch.setattr(compiled.torch.backends.cpu, "get_cpu_capability", lambda: "another")
+    assert compiled.keep_cache_apart() != first
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert compiled.keep_cache_apart().name.startswith("another-")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_processors_that_share_a_cache_compute_the_same(tmp_path):
+    program = Path(__file__).read_text(encoding="utf-8").partition("# The law.")[0] + """
+torch.manual_seed(0)
+models = [KERNELS["gated"].build(2, 2) for _ in range(2)]
+chain = StackedChain(StackedBase(torch.zeros(2, 2), torch.ones(2, 2)), stack(models))
+step = CompiledStep(lambda objective, noise: objective.values(chain, ENERGIES["D"], noise).mean(0), chain.parameters())
+print(step(ELBO(), torch.randn(3, 16, 2, 2)).tolist(), step.works)
+"""
+    answers = []
+    for level in ("avx2", "default"):
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "ATEN_CPU_CAPABILITY": level}
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[-1000:]
+        answers.append(eval(done.stdout.decode().replace(" True", ", True")))
+    assert answers[0][1] and answers[1][1]
+    torch.testing.assert_close(torch.tensor(answers[0][0]), torch.tensor(answers[1][0]), rtol=1e-4, atol=1e-4)
