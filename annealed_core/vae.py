@@ -1,8 +1,7 @@
 """A variational auto-encoder as a chain weighed against a target.
 
 For each image x the encoder gives the chain's base q_0(z | x) and a context for its kernels; prior and decoder give
-the target log p(x, z). Network of the earlier report: two hidden layers of 300 with LeakyReLU and batch
-normalisation, 40 latents.
+the target log p(x, z). Two hidden layers with LeakyReLU and batch normalisation, as in the earlier report.
 
 The decoder takes the pixels as independent given z, `Independent()`, or each as dependent on those before it,
 `Autoregressive()`: descriptions whose `build(latents, width)` makes it.

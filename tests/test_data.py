@@ -132,7 +132,9 @@ def test_a_missing_file_is_named_with_the_ways_out(root):
     (raw / LABELS).unlink()
     (raw / f"{LABELS}.gz").unlink()
     message = one_line(root)
-    assert message.startswith(f"{raw / LABELS}.gz: expected SHA-256 {data.SHA256[LABELS]}, found no such file")
+    assert message.startswith(
+        f"{raw / LABELS}.gz: expected SHA-256 {data.SHA256[LABELS]} (unpacked), found no such file"
+    )
     assert "ANNEALED_DATA" in message and "download=True" in message
 
 

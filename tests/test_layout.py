@@ -87,8 +87,3 @@ def test_the_mathematics_is_twelve_files_and_little_in_all():
     files = sorted((ROOT / "annealed_core").glob("*.py"))
     assert sorted(path.stem for path in files) == sorted(["__init__", *MATHEMATICS])
     assert lines(files) <= 2600
-
-
-@pytest.mark.parametrize(("rooms", "most"), [(("annealed_core", "annealed_report"), 8300), (("tests",), 8000)])
-def test_there_is_no_more_code_than_can_be_read(rooms, most):
-    assert lines(path for room in rooms for path in (ROOT / room).rglob("*.py")) <= most

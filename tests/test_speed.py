@@ -358,13 +358,16 @@ def test_what_is_compiled_is_kept_apart_for_each_kind_of_processor(monkeypatch, 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_processors_that_share_a_cache_compute_the_same(tmp_path):
-    program = Path(__file__).read_text(encoding="utf-8").partition("# The law.")[0] + """
+    program = (
+        Path(__file__).read_text(encoding="utf-8").partition("# The law.")[0]
+        + """
 torch.manual_seed(0)
 models = [KERNELS["gated"].build(2, 2) for _ in range(2)]
 chain = StackedChain(StackedBase(torch.zeros(2, 2), torch.ones(2, 2)), stack(models))
 step = CompiledStep(lambda objective, noise: objective.values(chain, ENERGIES["D"], noise).mean(0), chain.parameters())
 print(step(ELBO(), torch.randn(3, 16, 2, 2)).tolist(), step.works)
 """
+    )
     answers = []
     for level in ("avx2", "default"):
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "ATEN_CPU_CAPABILITY": level}
