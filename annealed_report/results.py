@@ -36,6 +36,8 @@ MIXED = {
     "VAE, flows and IWAE come from others, so that differences to them may hold what changed in between",
     "regime": "two states of the code: the VAE with another warm-up, and HVI-AVO from torch's initial weights at "
     "weights 0.5 and 1, come from the later one",
+    "anatomy": "two states of the code: training without faults, and with the sum, grey pixels or a fixed order alone, "
+    "comes from the earlier one",
     "schedules": "two states of the code: HVI-AVO on learned paths comes from the later one",
     "best": "two states of the code: the ring of eight comes from the later one; nothing in it is paired",
     "initialisation": "two states of the code: one run by the ELBO comes from another than the other 119",

@@ -115,7 +115,7 @@ def module_loop(method: str) -> Work:
 def ours(method: str, n_models: int, compile: bool) -> Work:
     keep_memory()
     shape: dict[str, Any] = {"n_transitions": TRANSITIONS, "batch": BATCH, "kernel": Gated(HIDDEN), "lr": LEARNING_RATE}
-    specs = [Density(TARGET.name, objective=OBJECTIVES[method], seed=seed, **shape) for seed in range(n_models)]
+    specs = [Density(target=TARGET.name, objective=OBJECTIVES[method], seed=seed, **shape) for seed in range(n_models)]
     problem = Density.problem(specs, compile=compile)
     optimiser = adam(problem.parameters(), LEARNING_RATE, BETA1)
     done = 0

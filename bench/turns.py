@@ -160,7 +160,9 @@ def about() -> dict[str, Any]:
 def save(path: Path | None, machine: dict[str, Any], entries: Sequence[Entry], ratios: Sequence[Ratio]) -> None:
     """Every round as JSON, where that is wanted."""
     if path is not None:
-        rows = [{k: v for k, v in asdict(entry).items() if k != "build"} | {"median": entry.median} for entry in entries]
+        rows = [
+            {k: v for k, v in asdict(entry).items() if k != "build"} | {"median": entry.median} for entry in entries
+        ]
         found = [{"ratio": r.name, "value": r.value, "asked": f"{r.side} {r.bound:g}"} for r in ratios]
         content = {**machine, "rows": rows, "ratios": found}
-        path.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

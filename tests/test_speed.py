@@ -198,10 +198,10 @@ def test_a_stack_without_kernels_draws_from_the_base():
 
 def test_what_cannot_be_stacked_is_refused():
     for first, second in [(Gated(8), Gated(9)), (Gated(8), Residual(8)), (Gated(8), Planar(scale=1.0))]:
-        with pytest.raises(ValueError, match="^models to be stacked must have the same kernels and shapes$"):
+        with pytest.raises(ValueError, match=r"^models to be stacked must have the same kernels and shapes$"):
             stack([first.build(2, 1), second.build(2, 1)])
     for recipe in (Gated(8), Planar(scale=1.0)):
-        with pytest.raises(ValueError, match="^models to be stacked must have kernels without a context$"):
+        with pytest.raises(ValueError, match=r"^models to be stacked must have kernels without a context$"):
             stack([recipe.build(2, 1, 3)] * 2)
 
 
