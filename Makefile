@@ -48,7 +48,7 @@ record: $(SETUP) ## Run the full profile and write its figures to results/, to b
 audit: $(SETUP) ## Run a random twentieth of the committed results again, and show how far they lie apart [20 min]
 	@$(PY) -m annealed_report.audit $(ARGS)
 
-test: lint ## All checks: lint, unit tests, quick report, notebooks against their outputs, built pages [10 min; 6 min again]
+test: lint ## All checks: lint, unit tests, quick report, notebooks against their outputs, built pages [20 min; 15 min again]
 	$(PY) -m pytest tests $(ARGS)
 	$(PY) -m annealed_report --profile quick
 	ANNEALED_PROGRESS=0 $(PY) -m pytest --nbval notebooks
