@@ -1,6 +1,6 @@
 """Steps of training as machine code that `torch.compile` writes, for stacks: they start many small operations.
 
-    step = CompiledStep(lambda objective, noise: objective(chain, target, noise=noise).mean(0), chain.parameters())
+    step = CompiledStep(lambda objective, noise: objective.values(chain, target, noise).mean(0), chain.parameters())
     values = step(objective.at(number), noise)      # (M,)
 
 Compiling takes some ten seconds for each kind of step, and a step then half to a third of its time. Rounding differs.
