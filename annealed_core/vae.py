@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -168,11 +168,10 @@ class Joint:
         decoder: called with z (*sample, batch, latents) and x -> logits of the pixels (*sample, batch, 784).
         x: (batch, 784), values in {0, 1}.
         latents: dimensions of z.
-        freeze: what makes the decoder one that neither learns nor updates its batch statistics.
     """
 
-    def __init__(self, decoder: Any, x: Tensor, latents: int, freeze: Callable[[nn.Module], Any] = Frozen) -> None:
-        self.decoder, self.x, self.dim, self.freeze = decoder, x, latents, freeze
+    def __init__(self, decoder: Any, x: Tensor, latents: int) -> None:
+        self.decoder, self.x, self.dim = decoder, x, latents
 
     def log_likelihood(self, z: Tensor) -> Tensor:
         """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
@@ -189,14 +188,11 @@ class Joint:
 
     def frozen(self) -> Joint:
         """The same target whose decoder neither learns nor updates its batch statistics: gradients still reach z."""
-        return type(self)(self.freeze(self.decoder), self.x, self.dim, _as_it_is)
+        decoder = self.decoder if isinstance(self.decoder, Frozen) else Frozen(self.decoder)
+        return type(self)(decoder, self.x, self.dim)
 
     def __getitem__(self, images: slice) -> Joint:
-        return type(self)(self.decoder, self.x[images], self.dim, self.freeze)
-
-
-def _as_it_is(decoder: Any) -> Any:
-    return decoder
+        return type(self)(self.decoder, self.x[images], self.dim)
 
 
 class VAE(nn.Module):
@@ -208,7 +204,6 @@ class VAE(nn.Module):
         kernels: transitions conditioned on the encoder's features (width,); none gives the plain VAE.
         decoder: the description of the decoder.
         base: where the chain starts: the "encoder"'s q_0(z | x), or the "prior" N(0, I), and its kernels alone see x.
-        chain, freeze: the class of the posterior, and what freezes a decoder: `speed` has faster ones.
 
     Raises ValueError for another base.
     """
@@ -220,13 +215,11 @@ class VAE(nn.Module):
         kernels: Iterable[Any] = (),
         decoder: Any = Independent(),  # noqa: B008 -- a frozen description
         base: str = "encoder",
-        chain: type[Chain] = Chain,
-        freeze: Callable[[nn.Module], Any] = Frozen,
     ) -> None:
         super().__init__()
         if base not in ("encoder", "prior"):
             raise ValueError(f"unknown base {base!r}: choose one of encoder, prior")
-        self.latents, self.base, self.chain, self.freeze = latents, base, chain, freeze
+        self.latents, self.base = latents, base
         self.encoder = Encoder(latents, width)
         self.decoder = decoder.build(latents, width)
         self.kernels = nn.ModuleList(kernels)
@@ -236,11 +229,11 @@ class VAE(nn.Module):
         base, features = self.encoder(x)
         if self.base == "prior":
             base = DiagonalGaussian(torch.zeros_like(base.loc), torch.ones_like(base.scale))
-        return self.chain(base, self.kernels, features, generator)
+        return Chain(base, self.kernels, features, generator)
 
     def joint(self, x: Tensor) -> Joint:
         """The target log p(x, z); x: (batch, 784) in {0, 1}."""
-        return Joint(self.decoder, x, self.latents, self.freeze)
+        return Joint(self.decoder, x, self.latents)
 
     @torch.no_grad()
     def decode(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:

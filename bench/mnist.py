@@ -20,14 +20,13 @@ from torch.distributions import Bernoulli, Normal
 from torch.utils.data import DataLoader, Subset
 from turns import Entry, Ratio, Work, about, measure, save, table
 
-from annealed_core import AVO, ELBO, IAF, IWAE, VAE, Chain, Gated, Householder, Linear, Mnist, Planar
+from annealed_core import AVO, ELBO, IAF, IWAE, VAE, Gated, Householder, Linear, Mnist, Planar
 from annealed_core.fit import adam, maximise
 from annealed_core.judging.likelihood import importance_sampling
-from annealed_core.kernels import Frozen
 from annealed_core.running import data
 from annealed_core.running.mnist import images
 from annealed_core.running.system import cores, keep_memory
-from annealed_core.vae import PIXELS, Joint
+from annealed_core.vae import PIXELS
 
 EPOCH = data.TRAIN_SIZE
 LATENTS, WIDTH = 40, 300
@@ -129,12 +128,9 @@ def check() -> float:
 # This package, as `run` trains and judges.
 
 
-def ours(method: str, batch: int, plain: bool = False) -> Work:
-    """With `plain`, without `annealed_core.speed`."""
+def ours(method: str, batch: int) -> Work:
     keep_memory()
     problem = Mnist.problem([METHODS[method].replace(batch=batch)])
-    if plain:
-        problem.network.chain, problem.network.freeze = Chain, Frozen
     optimiser = adam(problem.parameters(), 1e-3)
     done = 0
 
@@ -146,17 +142,10 @@ def ours(method: str, batch: int, plain: bool = False) -> Work:
     return train
 
 
-class PlainJoint(Joint):
-    """A joint density that judging takes as it is."""
-
-
-def likelihood(method: str, plain: bool = False) -> Work:
+def likelihood(method: str) -> Work:
     """One unit is TEST_SAMPLES samples for each of SOME_IMAGES images."""
     keep_memory()
     model, x = METHODS[method].auto_encoder().eval(), images()[2][:SOME_IMAGES]
-    if plain:
-        model.chain = Chain
-        model.joint = lambda x: PlainJoint(model.decoder, x, LATENTS)
     generator = torch.Generator()
 
     def estimate(times: int) -> None:
@@ -212,9 +201,6 @@ def entries(methods: list[str], batch: int | None, processes: int) -> dict[str, 
         found = {}
         for name in [name for name in ("vae", "hvi") if name in methods]:
             found[name] = Entry(f"likelihood, {name}", likelihood, (name,), scale=scale / rows, **some)
-            found[f"{name}, plain"] = Entry(
-                f"likelihood, {name}, plain", likelihood, (name, True), scale=scale / rows, **some
-            )
             products = f"products of decoding, {name}"
             found[f"products {name}"] = Entry(products, decoding_products, (name,), scale=scale / DECODED_ROWS, **some)
         return found
@@ -228,8 +214,6 @@ def entries(methods: list[str], batch: int | None, processes: int) -> dict[str, 
         found["threads"] = Entry(f"plain loop, batch {batch}", plain_loop, alone="plain", **some)
     some = {"processes": processes, "scale": EPOCH / batch, "alone": "ours"}
     found |= {name: Entry(f"{name}, batch {batch}", ours, (name, batch), **some) for name in methods}
-    for name in [name for name in ("hvi", "avo") if name in methods]:
-        found[f"{name}, plain"] = Entry(f"{name}, plain, batch {batch}", ours, (name, batch, True), **some)
     return found
 
 
@@ -239,7 +223,6 @@ def ratios(each: dict[str, Entry], where: str) -> list[Ratio]:
         ("plain loop / vae", "plain", "vae", "at least", 1.7),
         ("avo / hvi", "avo", "hvi", "at most", 2.5),
         ("likelihood of the vae / its products", "vae", "products vae", "at most", 1.7),
-        *((f"{name}, plain / {name}", f"{name}, plain", name, "at least", 1.25) for name in ("vae", "hvi", "avo")),
     ]
     return [
         Ratio(f"{name}{where}", each[above], each[below], side, bound)

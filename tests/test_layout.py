@@ -52,7 +52,7 @@ def imports(path):
 def test_the_imports_of_a_file_are_found():
     found = set(imports(ROOT / "annealed_core" / "objectives.py"))
     assert {"annealed_core.chain", "annealed_core.description", "annealed_core.schedules"} <= found
-    assert [part_of(name) for name in ("annealed_core.ais", "annealed_core.speed.pairs", "annealed_report.pages")] == [
+    assert [part_of(name) for name in ("annealed_core.ais", "annealed_core.speed.stack", "annealed_report.pages")] == [
         "mathematics",
         "speed",
         "annealed_report",

@@ -11,15 +11,12 @@ from torch import nn
 
 from annealed_core.chain import Chain
 from annealed_core.flows import IAF, Householder, Planar, Spline
-from annealed_core.kernels import DiagonalGaussian, Frozen, Gated, Residual
+from annealed_core.kernels import DiagonalGaussian, Gated, Residual
 from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, LocalAVO
 from annealed_core.speed import compiled
 from annealed_core.speed.compiled import CompiledStep
-from annealed_core.speed.frozen import FoldedDecoder, FoldedJoint, freeze, frozen
-from annealed_core.speed.pairs import PairChain
 from annealed_core.speed.stack import GaussianStack, MappedStack, StackedBase, StackedChain, stack
 from annealed_core.targets import ENERGIES, GeometricAlphas, LearnedAlphas
-from annealed_core.vae import VAE, Autoregressive, Decoder
 
 KERNELS = {
     "gated": Gated(hidden=8),
@@ -86,31 +83,7 @@ def stacked(kernel):
     return plain, fast
 
 
-def auto_encoder(kernel, **fast_parts):
-    """An auto-encoder with few units: with its plain parts, and with fast ones."""
-    kernels = [] if kernel is None else [jitter(each) for each in KERNELS[kernel].build(3, STEPS, 16)]
-    x = torch.bernoulli(torch.full((6, 784), 0.3))
-    noise = torch.randn(len(kernels) + 1, SAMPLES, 2, 6, 3)
-
-    def outcome(vae):
-        def compute(objective, change):
-            values = objective.values(change(vae.posterior(x)), vae.joint(x), noise)
-            return values, gradients(values.mean(), dict(vae.named_parameters()))
-
-        return compute
-
-    plain, fast = VAE(3, 16, kernels), VAE(3, 16, kernels, **fast_parts)
-    fast.load_state_dict(plain.state_dict())
-    return outcome(plain), outcome(fast)
-
-
-CASES = {f"stack of {kernel}": lambda kernel=kernel: stacked(kernel) for kernel in KERNELS} | {
-    "gated pairs": lambda: auto_encoder("gated", chain=PairChain),
-    "residual pairs": lambda: auto_encoder("residual", chain=PairChain),
-    "planar flows": lambda: auto_encoder("planar", chain=PairChain),
-    "no kernels": lambda: auto_encoder(None, chain=PairChain, freeze=freeze),
-    "folded decoder": lambda: auto_encoder("gated", freeze=freeze),
-}
+CASES = {f"stack of {kernel}": lambda kernel=kernel: stacked(kernel) for kernel in KERNELS}
 CHANGES = {"as it is": lambda chain: chain, "detached": Chain.detach, "frozen": lambda chain: chain.freeze()}
 
 
@@ -118,8 +91,6 @@ CHANGES = {"as it is": lambda chain: chain, "detached": Chain.detach, "frozen": 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_fast_has_the_values_and_gradients_of_what_is_plain(case, objective, change):
-    if case == "no kernels" and isinstance(objective, AVO | LocalAVO):
-        pytest.skip("AVO takes kernels")
     torch.manual_seed(0)
     plain, fast = CASES[case]()
     expected, expected_gradients = plain(objective, CHANGES[change])
@@ -203,45 +174,6 @@ def test_what_cannot_be_stacked_is_refused():
     for recipe in (Gated(8), Planar(scale=1.0)):
         with pytest.raises(ValueError, match=r"^models to be stacked must have kernels without a context$"):
             stack([recipe.build(2, 1, 3)] * 2)
-
-
-# Pairs and decoders: when they are fast, and when plain.
-
-
-def test_kernels_that_are_not_alike_or_are_partly_frozen_run_as_in_any_chain():
-    pair, wider = (Gated(hidden).build(2, 1, 3)[0] for hidden in (4, 5))
-    for kernels in ([pair, wider], [Frozen(pair), pair], [pair, Planar(scale=1.0).build(2, 1, 3)[0]]):
-        base, context = DiagonalGaussian(torch.zeros(6, 2), torch.ones(6, 2)), torch.randn(6, 3)
-        fast, plain = PairChain(base, kernels, context), Chain(base, kernels, context)
-        noise = plain.noise(SAMPLES)
-        assert torch.equal(fast.rsample(noise=noise).log_ratios, plain.rsample(noise=noise).log_ratios)
-    assert isinstance(fast.detach()[0:2].freeze(), PairChain)
-
-
-@torch.no_grad()
-def test_a_folded_decoder_is_that_of_evaluation_mode():
-    vae = VAE(3, 16)
-    for _ in range(3):  # moves the batch statistics
-        vae.decoder(2 + torch.randn(50, 6, 3))
-    z, x = torch.randn(SAMPLES, 6, 3), torch.bernoulli(torch.full((6, 784), 0.3))
-    joint, expected = frozen(vae.joint(x)), vae.eval().joint(x).log_prob(z)
-    assert isinstance(joint, FoldedJoint) and joint.frozen() is joint
-    vae.train()
-    torch.testing.assert_close(joint.log_prob(z), expected)
-    torch.testing.assert_close(joint[2:4].log_prob(z[:, 2:4]), expected[:, 2:4])
-    with torch.enable_grad():
-        torch.testing.assert_close(joint.log_prob(z.requires_grad_()), expected)
-
-
-def test_other_decoders_are_frozen_as_they_are():
-    class Own(Decoder):
-        pass
-
-    for decoder in (Own(3, 16), Autoregressive().build(3, 16)):
-        assert isinstance(freeze(decoder), Frozen)
-    assert isinstance(freeze(Decoder(3, 16)), FoldedDecoder)
-    vae = VAE(3, 16, decoder=Autoregressive())
-    assert isinstance(frozen(vae.joint(torch.zeros(2, 784))).decoder, Frozen)
 
 
 # Compiled steps.

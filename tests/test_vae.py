@@ -138,17 +138,6 @@ def test_from_the_prior_the_kernels_alone_see_the_image_and_another_base_is_refu
         VAE(2, 6, base="image")
 
 
-def test_the_chains_class_and_what_freezes_a_decoder_can_be_chosen():
-    class Own(Chain):
-        """A faster one."""
-
-    frozen, decoder = [], lambda z, x: torch.zeros(len(z), 784)
-    vae = tiny(Independent(), chain=Own, freeze=lambda network: frozen.append(network) or decoder)
-    joint = vae.joint(images())
-    assert type(vae.posterior(images())) is Own and joint[:2].frozen().decoder is decoder
-    assert joint.frozen().frozen().decoder is decoder and frozen == [vae.decoder] * 2  # once is enough
-
-
 @every_decoder
 @in_both_modes
 @pytest.mark.parametrize("shape", [(4,), (3, 4)])

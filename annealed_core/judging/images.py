@@ -16,7 +16,6 @@ from torch import Tensor
 
 from annealed_core.chain import Chain
 from annealed_core.moves import draw_like
-from annealed_core.speed.frozen import frozen
 from annealed_core.vae import Joint
 
 CHUNK_ROWS = 2560  # latents decoded at a time: 5,000 samples are two such, whose logits stay in a cache
@@ -44,9 +43,9 @@ def drawing_from(chain: Chain, generator: torch.Generator | None) -> Chain:
 
 
 def joint_of(model: Any, x: Tensor) -> Any:
-    """The target of all images; a `vae.Joint` with its decoder in the fastest form that does not learn."""
+    """The target of all images, with a decoder that does not learn where there is one."""
     joint = model.joint(x)
-    return frozen(joint) if type(joint) is Joint else joint
+    return joint.frozen() if isinstance(joint, Joint) else joint
 
 
 def slices(stop: int, each: int = 1, at_once: int | None = None) -> Iterator[slice]:
@@ -80,5 +79,7 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 def means_and_errors(**values: Tensor) -> dict[str, float]:
     """Of each quantity the mean over images under its name, and its standard error under that and `_se`."""
-    found = {name: mean_and_error(each) for name, each in values.items()}
-    return {f"{name}{end}": each for name, pair in found.items() for end, each in zip(("", "_se"), pair, strict=True)}
+    found: dict[str, float] = {}
+    for name, each in values.items():
+        found[name], found[f"{name}_se"] = mean_and_error(each)
+    return found

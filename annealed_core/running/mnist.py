@@ -27,8 +27,6 @@ from annealed_core.running.density import (
 )
 from annealed_core.running.experiment import Experiment
 from annealed_core.schedules import Linear, objective_at, value_at
-from annealed_core.speed.frozen import freeze
-from annealed_core.speed.pairs import PairChain
 from annealed_core.vae import VAE, Independent
 
 BINARISATION_SEED = 20_181  # of the validation and test images, the same for every run
@@ -150,7 +148,7 @@ class Mnist(Experiment):
     def auto_encoder(self) -> VAE:
         """The untrained model, with weights drawn from torch's random state."""
         # Encoder and decoder are drawn before the kernels: methods with the same seed share their initial weights.
-        model = VAE(self.latents, self.width, (), self.decoder, self.base, PairChain, freeze)
+        model = VAE(self.latents, self.width, (), self.decoder, self.base)
         if self.kernel is not None:
             model.kernels = nn.ModuleList(copied(self.kernel.build(self.latents, self.n_transitions, self.width)))
         return model
