@@ -168,24 +168,25 @@ def total_variation(z: Tensor, target: Any, half_width: float | None = None, bin
     `bins` its cells along each side. Raises ValueError for a target that is not two-dimensional, or whose support or
     box misses mass.
     """
-    drawn, truth = _shares(z, target, half_width, bins)
-    return float(0.5 * (drawn - truth).abs().sum())
+    return grid_divergences(z, target, half_width, bins)[0]
 
 
-def grid_divergences(z: Tensor, target: Any, half_width: float | None = None, bins: int = 24) -> tuple[float, float]:
-    """KL(q || p) and KL(p || q) in nats between samples q and the target p, over the cells of `total_variation`.
+def grid_divergences(
+    z: Tensor, target: Any, half_width: float | None = None, bins: int = 24
+) -> tuple[float, float, float]:
+    """`total_variation`, and KL(q || p) and KL(p || q) in nats between samples q and the target p, over the same cells.
 
-    The first is large where there are samples and no mass, the second where there is mass and no samples: a lost mode.
+    KL(q || p) is large where there are samples and no mass, KL(p || q) where there is mass and no samples: a lost mode.
     KL(q || p) takes the counts as they are. In KL(p || q) half a count is added to each cell (Krichevsky & Trofimov
     1981), so that an empty cell that holds mass costs much, the more the larger n, and not infinity. A mass below
     1e-16, which quadrature cannot tell from 0, counts as that. For n exact samples they are about (occupied cells) / 2n
     and bins^2 / 2n, and not 0. Arguments are those of `total_variation`.
     """
     drawn, truth = _shares(z, target, half_width, bins)
-    truth = truth.clamp(min=1e-16)
+    variation, truth = 0.5 * (drawn - truth).abs().sum(), truth.clamp(min=1e-16)
     smooth = (drawn * len(z) + 0.5) / (len(z) + 0.5 * len(drawn))
-    reverse = torch.special.xlogy(drawn, drawn / truth).sum()
-    return float(reverse), float((truth * (truth / smooth).log()).sum())
+    reverse, forward = torch.special.xlogy(drawn, drawn / truth), truth * (truth / smooth).log()
+    return float(variation), float(reverse.sum()), float(forward.sum())
 
 
 def mode_masses(z: Tensor, centres: Any, log_weights: Tensor | None = None) -> Tensor:

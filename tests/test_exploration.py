@@ -278,10 +278,6 @@ IMAGES = torch.rand(8, 784)
             r"real and generated must have shapes \(n, pixels\) and \(m, pixels\), got \(8, 784\) and \(0, 784\)",
         ),
         (
-            lambda m: exploration.coverage(IMAGES, IMAGES, torch.zeros(5)),
-            r"labels must have shape \(8,\), got \(5,\)",
-        ),
-        (
             lambda m: exploration.explore(m, IMAGES, IMAGES, torch.zeros(8), n_images=0),
             "n_images must be a whole number from 1, got 0",
         ),

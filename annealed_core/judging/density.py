@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from annealed_core import evidence
 from annealed_core.chain import Chain, Trajectory
-from annealed_core.energies import ENERGIES, find
+from annealed_core.energies import ENERGIES
 from annealed_core.judging.images import drawing_from, means_and_errors
 from annealed_core.kernels import DiagonalGaussian
 from annealed_core.targets import GeometricPath, LinearAlphas, exponents
@@ -21,11 +21,10 @@ SAMPLES_OF_GAPS = 5000
 
 
 def true_log_normalizer(target: Any) -> float | None:
-    """Log Z in nats of a target, or of the energy of that name; by quadrature in two dimensions, or None, if not known.
+    """Log Z of a target in nats, by quadrature in two dimensions; None if it is not known.
 
     Raises ValueError, naming `support`, where the square that is integrated does not hold the target.
     """
-    target = find(target) if isinstance(target, str) else target
     known = getattr(target, "log_normalizer", None)
     if known is not None or target.dim != 2:
         return None if known is None else float(known)
@@ -39,15 +38,10 @@ _quadrature_of_ours = functools.cache(evidence.log_normalizer_quadrature)
 def work_of_kernels(
     base: DiagonalGaussian, trajectory: Trajectory, log_f_first: Tensor, log_f_last: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What the kernels of a chain do for each trajectory: two of (*sample, *batch).
+    """What the kernels of a chain do for each trajectory, given log f at its z_0 and z_T: two of (*sample, *batch).
 
     First what the chain's bound has more than that of its base alone at the same z_0, in nats; then |z_T - z_0| in
     units of the base's spread: a move by one standard deviation in every dimension is 1.
-
-    Args:
-        base: q_0.
-        trajectory: drawn from the chain.
-        log_f_first, log_f_last: log f at z_0 and z_T.
     """
     earned = log_f_last - log_f_first + trajectory.log_ratios.to(log_f_last).sum(0)
     distance = torch.linalg.vector_norm(trajectory.z[-1] - trajectory.z[0], dim=-1)
@@ -116,13 +110,12 @@ def judge(
         "mode_shares": None,
     }
     if target.dim == 2:
-        found["total_variation"] = unless_refused(evidence.total_variation, z, target)
-        divergences = unless_refused(evidence.grid_divergences, z, target)
-        found["kl_reverse"], found["kl_forward"] = divergences or (None, None)
+        names = "total_variation", "kl_reverse", "kl_forward"
+        divergences = unless_refused(evidence.grid_divergences, z, target) or (None, None, None)
+        found |= zip(names, divergences, strict=True)
         if 0 < len(chain) <= LONGEST_WITH_GAPS:
-            path = GeometricPath(
-                chain.base, target, exponents(LinearAlphas() if alphas is None else alphas, len(chain))
-            )
+            of_path = exponents(LinearAlphas() if alphas is None else alphas, len(chain))
+            path = GeometricPath(chain.base, target, of_path)
             gaps = unless_refused(evidence.path_gaps, chain, path, min(samples, SAMPLES_OF_GAPS))
             found["gaps"] = None if gaps is None else gaps[0].tolist()
     if isinstance(alphas, nn.Module):

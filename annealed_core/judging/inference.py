@@ -12,9 +12,9 @@ What a model is asked for, and what is random, `images` says.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +23,7 @@ from annealed_core.chain import Chain
 from annealed_core.fit import maximise
 from annealed_core.judging import likelihood
 from annealed_core.judging.density import work_of_kernels
-from annealed_core.judging.images import (
-    WEIGHTS,
-    joint_of,
-    log_weights_of,
-    means_and_errors,
-    posterior_of,
-    slices,
-)
+from annealed_core.judging.images import WEIGHTS, joint_of, log_weights_of, means_and_errors, posterior_of, slices
 from annealed_core.kernels import DiagonalGaussian, GaussianPair, drawn_log_prob, normal_log_prob
 from annealed_core.moves import check_positive, check_whole, draw_like
 
@@ -147,13 +140,12 @@ def aggregate_kl(
 
 def _kind(chain: Chain) -> str:
     """What q(z_T | x) is made of: the "base" alone, "flows" or "pairs" of Gaussians."""
-    kernels = list(cast(Sequence[Any], chain.kernels))
-    if not kernels:
+    if not len(chain):
         return "base"
-    for kind, needed in (("flows", ("inverse",)), ("pairs", ("forwards", "reverse"))):
-        if all(hasattr(kernel, name) for kernel in kernels for name in needed):
+    for kind, needed in (("flows", "inverse"), ("pairs", "reverse")):
+        if all(hasattr(kernel, needed) for kernel in chain.kernels):
             return kind
-    found = ", ".join(dict.fromkeys(type(kernel).__name__ for kernel in kernels))
+    found = ", ".join(dict.fromkeys(type(kernel).__name__ for kernel in chain.kernels))
     raise ValueError(f"model must have kernels that are all flows or all pairs of Gaussians, got {found}")
 
 
@@ -166,7 +158,7 @@ def _log_densities(chain: Chain, z: Tensor, n_reverse: int) -> Tensor:
         precision = scale.square().reciprocal()
         constant = (-0.5 * loc.square() * precision - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
         return torch.cat([z.square(), z], 1) @ torch.cat([-0.5 * precision, loc * precision], 1).T + constant
-    backwards = list(cast(Sequence[Any], chain.kernels))[::-1]
+    backwards = list(chain.kernels)[::-1]
     if kind == "flows":
         state = z.unsqueeze(1).expand(-1, len(chain.base.loc), -1)
         log_volume = torch.zeros_like(state[..., 0])
@@ -179,10 +171,9 @@ def _log_densities(chain: Chain, z: Tensor, n_reverse: int) -> Tensor:
     for kernel in backwards:
         loc, scale = kernel.reverse(state, chain.context)
         noise = draw_like(torch.randn, loc, chain.generator)
-        before = loc + scale * noise
-        log_forwards = normal_log_prob(state, *kernel.forwards(before, chain.context))
+        after, state = state, loc + scale * noise
+        log_forwards = normal_log_prob(after, *kernel.forwards(state, chain.context))
         log_ratio = log_ratio + log_forwards - drawn_log_prob(noise, scale)
-        state = before
     log_ratio = log_ratio + chain.base.log_prob(state)
     return torch.logsumexp(log_ratio.double(), 0) - math.log(n_reverse)
 

@@ -11,8 +11,9 @@ What a model is asked for, and what is random, `images` says.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -137,13 +138,8 @@ def ais(
         start: "prior" or "posterior".
         n_leapfrog: leapfrog steps of the one move at each temperature.
     """
-    alphas = _check_annealing(n_particles, n_temperatures, start, alphas, n_leapfrog)
-    chain, joint = posterior_of(model, x, generator), joint_of(model, x)
-    moves: dict[str, Any] = {"n_leapfrog": n_leapfrog, "generator": chain.generator}
-    return Estimates.from_log_weights(
-        _anneal(joint[part], _start(chain[part], start), n_particles, alphas, moves).log_weights
-        for part in slices(len(x), n_particles)
-    )
+    parts = _annealed(model, x, n_particles, n_temperatures, start, alphas, n_leapfrog, generator)
+    return Estimates.from_log_weights(particles.log_weights for _, particles, _ in parts)
 
 
 @dataclass(frozen=True)
@@ -192,19 +188,15 @@ def bdmc(
             `simulate_images`.
     """
     check_whole(n_images=n_images)
-    alphas = _check_annealing(n_particles, n_temperatures, start, alphas, n_leapfrog)
     refuse_training(model)
     z, x = simulate_images(model, n_images, generator) if simulate is None else simulate(n_images)
-    chain, joint, lower, upper = posterior_of(model, x, generator), joint_of(model, x), [], []
-    moves: dict[str, Any] = {"n_leapfrog": n_leapfrog, "generator": chain.generator}
-    for part in slices(n_images, n_particles):
-        base, target, exact = _start(chain[part], start), joint[part], z[part].expand(n_particles, -1, -1)
-        forwards = _anneal(target, base, n_particles, alphas, moves)
+    lower, upper = [], []
+    parts = _annealed(model, x, n_particles, n_temperatures, start, alphas, n_leapfrog, generator)
+    for part, forwards, backwards in parts:
+        lower.append(forwards.log_z)
         # Each chain backwards has E[1 / w] = 1 / p(x) over z ~ p(z | x) and its moves, and so has the mean over chains
         # that share their start. By Jensen, -log of that mean is an upper bound, lower than the mean of log w.
-        backwards = annealing.reverse_ais(target, base, exact, forwards.step_sizes, alphas, n_moves=1, **moves)
-        lower.append(forwards.log_z)
-        upper.append(backwards.log_z)
+        upper.append(backwards(z[part].expand(n_particles, -1, -1)).log_z)
     below, above = torch.cat(lower), torch.cat(upper)
     return Bounds(below, above, above - below)
 
@@ -221,30 +213,38 @@ def sigmoid_alphas(n_temperatures: int, steepness: float = 4.0) -> Tensor:
     return (values - values[0]) / (values[-1] - values[0])
 
 
-def _check_annealing(n_particles: int, n_temperatures: int, start: str, alphas: Any, n_leapfrog: int) -> Tensor:
-    """The exponents, after a look at all arguments."""
-    check_whole(n_particles=n_particles, n_temperatures=n_temperatures, n_leapfrog=n_leapfrog)
+def _annealed(
+    model: Any,
+    x: Tensor,
+    n_particles: int,
+    n_temperatures: int,
+    start: str,
+    alphas: Tensor | Sequence[float] | None,
+    n_leapfrog: int,
+    generator: torch.Generator | None,
+) -> Iterator[tuple[slice, annealing.Particles, Callable[..., annealing.Particles]]]:
+    """For each part of the images `ais` of them, and a function that takes exact z backwards with the same moves.
+
+    The step sizes are from a pass over a tenth of the temperatures, at least 50, with particles of its own: adapted to
+    those that they move, or to an exact z, they would bias.
+    """
+    check_whole(n_particles=n_particles)
     if start not in _STARTS:
         raise ValueError(f"unknown start {start!r}: choose one of {', '.join(_STARTS)}")
-    return sigmoid_alphas(n_temperatures) if alphas is None else torch.as_tensor(alphas)
-
-
-def _start(chain: Chain, start: str) -> DiagonalGaussian:
-    """Where the path starts."""
-    loc, scale = chain.base.loc, chain.base.scale
-    return DiagonalGaussian(torch.zeros_like(loc), torch.ones_like(scale)) if start == "prior" else chain.base
-
-
-def _anneal(target: Any, base: DiagonalGaussian, n: int, alphas: Tensor, moves: dict[str, Any]) -> annealing.Particles:
-    """N particles with step sizes for each temperature and image from a pass over a tenth of them, at least 50.
-
-    That pass has particles of its own: adapted to those that they move, or to an exact z, the step sizes would bias.
-    """
-    last = len(alphas) - 1
+    path = sigmoid_alphas(n_temperatures) if alphas is None else torch.as_tensor(alphas)
+    last = len(path) - 1
     visited = torch.linspace(0, last, min(last, max(50, last // 10)) + 1).round().long()
-    found = annealing.ais(target, base, n, alphas[visited], **moves).step_sizes
-    steps = found[torch.searchsorted(visited[1:], torch.arange(1, last + 1)).to(found.device)]
-    return annealing.ais(target, base, n, alphas, n_moves=1, step_size=steps, **moves)
+    nearest = torch.searchsorted(visited[1:], torch.arange(1, last + 1))
+    chain, joint = posterior_of(model, x, generator), joint_of(model, x)
+    moves: dict[str, Any] = {"n_leapfrog": n_leapfrog, "generator": chain.generator}
+    for part in slices(len(x), n_particles):
+        target, base = joint[part], chain[part].base
+        if start == "prior":
+            base = DiagonalGaussian(torch.zeros_like(base.loc), torch.ones_like(base.scale))
+        found = annealing.ais(target, base, n_particles, path[visited], **moves).step_sizes
+        same: dict[str, Any] = {"step_size": found[nearest.to(found.device)], "alphas": path, "n_moves": 1, **moves}
+        backwards = partial(annealing.reverse_ais, target, base, **same)
+        yield part, annealing.ais(target, base, n_particles, **same), backwards
 
 
 def _adapted(chain: Chain, target: Any, n_samples: int, n_rounds: int) -> Tensor:
