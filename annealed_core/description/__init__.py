@@ -53,17 +53,18 @@ class Number(Check):
 
 
 class Whole(Check):
-    """A whole number between two ends; NumPy's count."""
+    """A whole number between two ends, or 0 where that is taken too; NumPy's count."""
 
-    def __init__(self, low: int = 0, high: float = math.inf) -> None:
-        self.low, self.high = low, high
-        self.takes = f"a whole number from {low}" + (f" to {high:,}" if high < math.inf else "")
+    def __init__(self, low: int = 0, high: float = math.inf, or_zero: bool = False) -> None:
+        self.low, self.high, self.or_zero = low, high, or_zero
+        self.takes = f"{'0, or ' * or_zero}a whole number from {low}" + (f" to {high:,}" if high < math.inf else "")
 
     def __call__(self, value: Any) -> int | None:
         """As an int."""
         if not isinstance(value, numbers.Integral) or isinstance(value, bool):
             return None
-        return int(value) if self.low <= int(value) <= self.high else None
+        inside = self.low <= int(value) <= self.high or (self.or_zero and value == 0)
+        return int(value) if inside else None
 
 
 class Choice(Check):

@@ -14,10 +14,11 @@ from torch.distributions import Distribution
 from annealed_core.chain import Chain
 from annealed_core.description import Calls, Check, Description, Size, Whole, own_objects
 from annealed_core.energies import ENERGIES, Energy, find
+from annealed_core.fit import RECORDED_STEPS
 from annealed_core.judging.density import judge
 from annealed_core.kernels import DiagonalGaussian, Gated, Pairs
 from annealed_core.objectives import ELBO, IWAE, Objective
-from annealed_core.running.experiment import Experiment
+from annealed_core.running.experiment import Experiment, Problem
 from annealed_core.running.watch import Watched, check_schedule, check_target
 from annealed_core.schedules import objective_at
 from annealed_core.speed.compiled import CompiledStep
@@ -26,7 +27,6 @@ from annealed_core.targets import LinearAlphas, exponents, name_of
 
 #: Steps whose noise is drawn at once; divides the steps between two records, where checkpoints are made.
 _NOISE_STEPS = 10
-RECORDED_STEPS = 250  # between two lines of a history
 
 
 class _Target(Check):
@@ -54,13 +54,25 @@ Objectives = Annotated[Any, Calls("an objective such as AVO(), or what is called
 Steps = Annotated[int, Whole(1, 100_000_000)]
 
 
+_ANNEALED = ("beta", "alpha", "rise")
+
+
+def _parts(objective: Any) -> Iterator[tuple[str, Any]]:
+    """Every field of an objective, and of the objectives in it, with what stands in it."""
+    for name, value in objective.fields().items() if isinstance(objective, Description) else ():
+        yield name, value
+        if name not in _ANNEALED:
+            yield from _parts(value)
+
+
 def schedules_in(objective: Any) -> Iterator[tuple[str, Any]]:
     """Every field of an objective that may be annealed, and what stands in it."""
-    for name, value in objective.fields().items() if isinstance(objective, Description) else ():
-        if name in ("beta", "alpha", "rise"):
-            yield name, value
-        elif isinstance(value, Description):
-            yield from schedules_in(value)
+    return ((name, value) for name, value in _parts(objective) if name in _ANNEALED)
+
+
+def path_of(objective: Any) -> Any:
+    """What gives an objective's exponents; None where it follows no path."""
+    return next((value for name, value in _parts(objective) if name == "alphas"), None)
 
 
 def check_objective(objective: Any, n_transitions: int, steps: int) -> None:
@@ -71,15 +83,6 @@ def check_objective(objective: Any, n_transitions: int, steps: int) -> None:
         raise ValueError(f"impossible n_transitions 0: {objective!r} takes at least 1")
     if getattr(objective, "switch", 0) > steps:
         raise ValueError(f"impossible switch {objective.switch} of {objective!r}: there are {steps} steps in all")
-
-
-def path_of(objective: Any) -> Any:
-    """What gives an objective's exponents; None where it follows no path."""
-    if not isinstance(objective, Description):
-        return None
-    parts = (getattr(objective, name, None) for name in ("alphas", "first", "second"))
-    found = (part if number == 0 else path_of(part) for number, part in enumerate(parts))
-    return next((each for each in found if each is not None), None)
 
 
 class Density(Experiment):
@@ -93,7 +96,7 @@ class Density(Experiment):
         objective: what is maximised.
         steps, batch: length of training, and the sample shape of a step: IWAE draws `samples` times as many.
         samples: drawn for the metrics.
-        seed, name, lr, lr_schedule, beta1: see `Experiment`.
+        seed, name, lr, lr_schedule, beta1, clip: see `Experiment`.
     """
 
     target: Annotated[Any, _Target()] = "D"
@@ -200,7 +203,7 @@ def _modules(kernels: Sequence[Any]) -> nn.ModuleList:
     return nn.ModuleList(kernel if isinstance(kernel, nn.Module) else nn.Identity() for kernel in kernels)
 
 
-class DensityProblem:
+class DensityProblem(Problem):
     """M chains trained side by side on their targets, which have the same number of dimensions."""
 
     def __init__(self, specs: Sequence[Density], device: str = "cpu", compile: bool = False) -> None:
@@ -213,9 +216,10 @@ class DensityProblem:
             torch.manual_seed(spec.seed)
             models.append(spec.kernels())
         self.target = Watched(targets, f"lr {self.spec.lr} may be too large")
+        self.failures = self.target.failures
         scales = torch.tensor([[base_scale(target)] * target.dim for target in targets], device=device)
         base = StackedBase(torch.zeros_like(scales), scales)
-        self.ours = isinstance(self.spec.objective, Description) and self.spec.stack_key() is not None
+        self.ours = self.spec.stack_key() is not None
         if self.ours:
             self.stack: Any = stack(models).to(device)
             self.chain: Chain = StackedChain(base, self.stack)
@@ -232,15 +236,6 @@ class DensityProblem:
             self._step = CompiledStep(self._means, self.parameters())
         self._noise: Tensor | None = None
         self._recent: list[Tensor] = []
-
-    @property
-    def failures(self) -> dict[int, str]:
-        """Models whose training failed, and why."""
-        return self.target.failures
-
-    def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     def _draw(self, step: int, draws: tuple[int, ...]) -> Tensor:
         """Each model's own noise for that step, (T + 1, *draws, M, dim), in memory as stacks like it."""
@@ -268,8 +263,8 @@ class DensityProblem:
         else:
             values = objective.values(self.chain, self.target, noise)
         if values.shape[-1:] != (len(self.specs),):
-            wanted = f"values of shape (*sample, {len(self.specs)})"
-            raise ValueError(f"objective {short_name(objective)} must give {wanted}, got {tuple(values.shape)}")
+            wanted = f"values of shape (*sample, {len(self.specs)}), got {tuple(values.shape)}"
+            raise ValueError(f"objective {short_name(objective)} must give {wanted}")
         return values.reshape(-1, len(self.specs)).T.contiguous().mean(1)  # of each as it would be alone
 
     def record(self) -> list[dict[str, float]]:
@@ -311,6 +306,6 @@ class DensityProblem:
         """See `Problem`."""
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved)
-        self.target.failures = state["failures"]
+        self.failures.update(state["failures"])
         self._recent.clear()
         self._noise = None

@@ -47,15 +47,11 @@ class Problem(Protocol):
     module: nn.Module  # all that is trained, for checkpoints
     steps: int
     steps_per_record: int
-
-    @property
-    def failures(self) -> dict[int, str]:
-        """Models whose training failed, and one line on why."""
-        ...
+    failures: dict[int, str]  # models whose training failed, and one line on why
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
-        ...
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     def values(self, step: int) -> Tensor:
         """The objective of each model at that step, to be maximised: (M,), in nats."""
@@ -90,7 +86,8 @@ class Experiment(Description):
         name: under which a run with an object of your own (a target, kernel, objective, schedule) is kept. What such an
             object computes can't be known from outside: without a name such a run is trained each time, with one the
             same name finds the same run.
-        lr, lr_schedule, beta1: Adam's learning rate, whether it stays or falls to 0 as a cosine, its first decay rate.
+        lr, lr_schedule, beta1, clip: Adam's learning rate, whether it stays or falls to 0 as a cosine, its first decay
+            rate, and what each element of the gradient is cut off at; None for no cut.
     """
 
     seed: Annotated[int, Whole(0, 2**31 - 1)] = 0
@@ -98,6 +95,7 @@ class Experiment(Description):
     lr: Positive = 1e-3
     lr_schedule: Annotated[str, Choice("constant", "cosine")] = "constant"
     beta1: Annotated[float, Number(0, 1, open_high=True)] = 0.9
+    clip: Positive | None = None
 
     @property
     def label(self) -> str:
@@ -197,24 +195,20 @@ def _read(folder: Folder) -> Trained | None:
     if failure is not None:
         return Trained({}, [], 0.0, {}, failure)
     result = folder.result()
-    weights = None if result is None else folder.load("weights.pt")
-    if result is None or weights is None:
-        return None
-    return Trained(result["metrics"], result["history"], result["seconds"], weights)
+    weights = result and folder.load("weights.pt")
+    return Trained(**result, weights=weights) if result and weights is not None else None
 
 
 def _maximise(
     problem: Problem, specs: Sequence[Experiment], folder: Folder | None, label: str
 ) -> tuple[list[list[dict[str, float]]], float]:
     """Train all models of a problem; their histories, and the seconds that it took over all interruptions."""
-    spec, histories = specs[0], [list[dict[str, float]]() for _ in specs]
-    parameters = problem.parameters()
+    spec, parameters, histories = specs[0], problem.parameters(), [list[dict[str, float]]() for _ in specs]
     if not parameters:  # a chain of length 0 has nothing to train
         return histories, 0.0
     optimiser, seconds, first = adam(parameters, spec.lr, spec.beta1), 0.0, 0
-    like = {"model": problem.module.state_dict(), "histories": [], "step": 0, "seconds": 0.0}
-    saved = None if folder is None else folder.load("checkpoint.pt", like=like)
-    if saved is not None:
+    saved = folder and folder.load("checkpoint.pt")
+    if saved:
         problem.module.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         problem.load(saved["problem"])
@@ -231,7 +225,7 @@ def _maximise(
                 return False
             for number, line in enumerate(problem.record()):
                 histories[number].append({"step": step, **line})
-                _check_finite(problem, number, histories[number][-1], spec)
+                _check_finite(problem, number, histories[number][-1], spec.lr)
             bar.update(step - bar.n)
             now = time.perf_counter()
             # The last one too: judging may fail, and a stack whose results are only half written must go on as a whole.
@@ -249,17 +243,17 @@ def _maximise(
                 written = now
             return False
 
-        loop: dict[str, Any] = {"lr": spec.lr, "lr_schedule": spec.lr_schedule, "beta1": spec.beta1}
+        loop: dict[str, Any] = {"lr": spec.lr, "lr_schedule": spec.lr_schedule, "beta1": spec.beta1, "clip": spec.clip}
         maximise(problem.values, parameters, problem.steps, **loop, first=first, optimiser=optimiser, after=after)
     return histories, seconds + time.perf_counter() - begun
 
 
-def _check_finite(problem: Problem, number: int, line: dict[str, Any], spec: Experiment) -> None:
+def _check_finite(problem: Problem, number: int, line: dict[str, Any], lr: float) -> None:
     """Note a model as failed whose figures are not finite."""
     for name, value in line.items():
-        if isinstance(value, float) and not math.isfinite(value) and number not in problem.failures:
-            causes = f"lr {spec.lr} may be too large, or log_prob not finite somewhere"
-            problem.failures[number] = f"{name} became {value} by step {line['step']}: {causes}"
+        if isinstance(value, float) and not math.isfinite(value):
+            causes = f"lr {lr} may be too large, or log_prob not finite somewhere"
+            problem.failures.setdefault(number, f"{name} became {value} by step {line['step']}: {causes}")
 
 
 def train(specs: Sequence[Experiment], device: str = "cpu", compile: bool = False) -> list[Trained]:
@@ -276,11 +270,11 @@ def train(specs: Sequence[Experiment], device: str = "cpu", compile: bool = Fals
     with ExitStack() as held:
         for folder in sorted(set(kept), key=lambda folder: folder.path):  # in the same order everywhere: no deadlock
             held.enter_context(folder.lock())
-        found = [None if folder is None else _read(folder) for folder in folders]
-        if all(each is not None for each in found):
-            return [each for each in found if each is not None]
-        missing = [number for number, each in enumerate(found) if each is None]
-        if len(kept) > 1 and Folder.of_stack(kept).load("checkpoint.pt") is not None:
+        found = {n: trained for n, folder in enumerate(folders) if folder and (trained := _read(folder))}
+        missing = [number for number in range(len(specs)) if number not in found]
+        if not missing:
+            return list(found.values())
+        if len(kept) > 1 and (Folder.of_stack(kept).path / "checkpoint.pt").exists():
             missing = list(range(len(specs)))  # stopped between two results: only whole stacks go on
         chosen, places = [specs[number] for number in missing], [folders[number] for number in missing]
         checkpoints = places[0] if len(places) == 1 or not kept else Folder.of_stack([p for p in places if p])
@@ -298,15 +292,15 @@ def train(specs: Sequence[Experiment], device: str = "cpu", compile: bool = Fals
             seconds = (seconds + time.perf_counter() - begun) / len(chosen)
         for model, (number, spec) in enumerate(zip(missing, chosen, strict=True)):
             bounds = {name: metrics[model].get(name) for name in ("elbo", "log_z", "nll")}
-            _check_finite(problem, model, {"step": problem.steps, **bounds}, spec)
+            _check_finite(problem, model, {"step": problem.steps, **bounds}, spec.lr)
             failure = f"{spec.label}: {problem.failures[model]}" if model in problem.failures else None
-            if found[number] is None:
-                found[number] = trained = Trained(metrics[model], histories[model], seconds, weights[model], failure)
-                _write(folders[number], spec, trained)
+            if number not in found:
+                found[number] = Trained(metrics[model], histories[model], seconds, weights[model], failure)
+                _write(folders[number], spec, found[number])
         for place in {*places, checkpoints}:
             if place is not None:
                 place.forget_checkpoint()
-    return [each for each in found if each is not None]
+    return [found[number] for number in range(len(specs))]
 
 
 def _write(folder: Folder | None, spec: Experiment, trained: Trained) -> None:

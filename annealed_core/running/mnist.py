@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 import torch
 from torch import Tensor, nn
 
-from annealed_core.description import Boolean, Calls, Check, Choice, Size, Whole
+from annealed_core.description import Boolean, Calls, Choice, Size, Whole
 from annealed_core.judging import exploration, inference
 from annealed_core.judging.images import mean_and_error
 from annealed_core.judging.likelihood import importance_sampling
@@ -25,7 +25,7 @@ from annealed_core.running.density import (
     schedules_in,
     short_name,
 )
-from annealed_core.running.experiment import Experiment
+from annealed_core.running.experiment import Experiment, Problem
 from annealed_core.schedules import Linear, objective_at, value_at
 from annealed_core.vae import VAE, Independent
 
@@ -53,18 +53,6 @@ def grey_images(device: str = "cpu") -> tuple[Tensor, Tensor]:
     return valid.images.to(device).float() / 255, test.images.to(device).float() / 255
 
 
-class _NoneOr(Check):
-    """0, or a whole number."""
-
-    def __init__(self, low: int, high: int) -> None:
-        self.whole = Whole(low, high)
-        self.takes = f"0, or {self.whole.takes}"
-
-    def __call__(self, value: Any) -> int | None:
-        number = Whole()(value)
-        return number if number == 0 else self.whole(value)
-
-
 class Mnist(Experiment):
     """A variational auto-encoder on MNIST; the weights with the best validation bound are kept.
 
@@ -83,7 +71,7 @@ class Mnist(Experiment):
         nll_samples, nll_images: importance samples for each image, and how many test images, for the likelihood.
         bounds_images: test images whose likelihood is also taken by annealing, and bounded from both sides.
         explored_images: test images over which it is measured how much the posterior explores, see `exploration`.
-        seed, name, lr, lr_schedule, beta1: see `Experiment`.
+        seed, name, lr, lr_schedule, beta1, clip: see `Experiment`.
     """
 
     kernel: Kernels | None = None
@@ -102,8 +90,8 @@ class Mnist(Experiment):
     train_images: Annotated[int, Whole(2, 50_000)] = 50_000
     nll_samples: Annotated[int, Whole(2)] = 100
     nll_images: Annotated[int, Whole(1, 10_000)] = 10_000
-    bounds_images: Annotated[int, _NoneOr(2, 10_000)] = 0
-    explored_images: Annotated[int, _NoneOr(10, 2000)] = 0
+    bounds_images: Annotated[int, Whole(2, 10_000, or_zero=True)] = 0
+    explored_images: Annotated[int, Whole(10, 2000, or_zero=True)] = 0
 
     def check(self) -> None:
         """Refuse fields that do not fit each other."""
@@ -160,7 +148,7 @@ class Mnist(Experiment):
         return model.to(device).eval().requires_grad_(False), None
 
 
-class MnistProblem:
+class MnistProblem(Problem):
     """One auto-encoder on binarised MNIST."""
 
     def __init__(self, spec: Mnist, device: str = "cpu") -> None:
@@ -181,10 +169,6 @@ class MnistProblem:
         self._epoch: Iterator[Tensor] = iter(())
         self._recent: list[Tensor] = []
         self._step = 0
-
-    def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     def values(self, step: int) -> Tensor:
         """The mean objective of a batch of images, (1,)."""
@@ -240,27 +224,19 @@ class MnistProblem:
         spec, generator = self.spec, torch.Generator().manual_seed(self.spec.seed + 1)
         self.network.load_state_dict(self.best["weights"])
         model, some = self.network.eval(), self.test[: spec.nll_images]
-        found = {
-            "best_epoch": self.best["epoch"],
-            "valid_elbo": self.best["elbo"],
-            **self._bound(self.test, generator),
-            **({"alphas": self.best["alphas"]} if "alphas" in self.best else {}),
-        }
+        found = {"best_epoch": self.best["epoch"], "valid_elbo": self.best["elbo"], **self._bound(self.test, generator)}
+        if "alphas" in self.best:
+            found["alphas"] = self.best["alphas"]
         estimates = importance_sampling(model, some, spec.nll_samples, generator=generator)
         nll, nll_se = mean_and_error(-estimates.log_px)
-        found |= {
-            "nll": nll,
-            "nll_se": nll_se if len(some) > 1 else None,
-            "nll_samples": spec.nll_samples,
-            "nll_images": len(some),
-            "ess": float(estimates.ess.mean()),
-            "pareto_k": None if estimates.pareto_k.isnan().any() else float(estimates.pareto_k.median()),
-            "active_units": inference.active_units(model, some[:1000], generator=generator)[0]
-            if len(some) > 1
-            else None,
-        }
-        is_independent = isinstance(spec.decoder, Independent)
-        grey = grey_images(str(self.test.device))[1]
+        found |= {"nll": nll, "nll_se": nll_se, "nll_samples": spec.nll_samples, "nll_images": len(some)}
+        found["ess"] = float(estimates.ess.mean())
+        found["pareto_k"] = None if estimates.pareto_k.isnan().any() else float(estimates.pareto_k.median())
+        if len(some) > 1:
+            found["active_units"], _ = inference.active_units(model, some[:1000], generator=generator)
+        else:
+            found |= {"nll_se": None, "active_units": None}
+        is_independent, grey = isinstance(spec.decoder, Independent), grey_images(str(self.test.device))[1]
         if is_independent:  # what the earlier report called a likelihood, with its number of samples
             looked_at = importance_sampling(model, grey[: len(some)], GREY_SAMPLES, generator=generator)
             found["grey_nll"] = -float(looked_at.log_px.double().mean())
@@ -281,8 +257,8 @@ class MnistProblem:
 
     def state(self) -> dict[str, Any]:
         """See `Problem`."""
-        states = {"data": self.generator.get_state(), "noise": self.noise.get_state()}
-        return {**states, "best": self.best, "failures": self.failures}
+        generators = {"data": self.generator.get_state(), "noise": self.noise.get_state()}
+        return {**generators, "best": self.best, "failures": self.failures}
 
     def load(self, state: dict[str, Any]) -> None:
         """See `Problem`."""
