@@ -50,6 +50,7 @@ def fit(
     lr: float = 1e-3,
     lr_schedule: str = "constant",
     beta1: float = 0.9,
+    clip: float | None = None,
     seed: int = 0,
     parameters: Iterable[nn.Parameter] | None = None,
 ) -> Fitted:
@@ -67,6 +68,7 @@ def fit(
         batch: sample shape of a step, such as 128; () where the chain's batch is enough.
         lr, lr_schedule, beta1: Adam's learning rate, whether it stays "constant" or falls to 0 as a "cosine", and its
             first decay rate.
+        clip: what each element of the gradient is cut off at; None for no cut.
         seed: of the noise, unless the chain has a generator of its own.
         parameters: what is trained; the weights of the chain's kernels unless given. A function of the step must say.
 
@@ -106,7 +108,7 @@ def fit(
             recent.clear()
         return False
 
-    maximise(values, trained, steps, lr=lr, lr_schedule=lr_schedule, beta1=beta1, after=after)
+    maximise(values, trained, steps, lr=lr, lr_schedule=lr_schedule, beta1=beta1, clip=clip, after=after)
     return Fitted(chain, objective, history)
 
 
@@ -123,6 +125,7 @@ def maximise(
     lr: float,
     lr_schedule: str = "constant",
     beta1: float = 0.9,
+    clip: float | None = None,
     first: int = 0,
     optimiser: torch.optim.Optimizer | None = None,
     after: Callable[[int], bool] | None = None,
@@ -133,7 +136,7 @@ def maximise(
         values: step -> values to be maximised, of any shape.
         parameters: what is trained; only these get a gradient, and only while a step is taken.
         steps, first: training goes from step `first` to step `steps`.
-        lr, lr_schedule, beta1: as for `fit`.
+        lr, lr_schedule, beta1, clip: as for `fit`.
         optimiser: one with a state, to go on with.
         after: called with the number of steps taken; True ends training.
 
@@ -150,6 +153,8 @@ def maximise(
                     group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
             gradients = torch.autograd.grad(-values(step).sum(), parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None and clip is not None:
+                    gradient = gradient.clamp(-clip, clip)
                 if gradient is not None and gradient.stride() != parameter.stride():
                     # Fused Adam takes both as they lie in memory, whatever their strides are.
                     gradient = torch.empty_like(parameter).copy_(gradient)

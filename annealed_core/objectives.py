@@ -221,27 +221,37 @@ class AVO(Objective):
     Attributes:
         weight: of AVO.
         beta, alphas: as for `LocalAVO`.
+        samples: above 1, the importance-weighted bound of so many samples takes the ELBO's place.
     """
 
     weight: Share = 1.0
     beta: Annealing = 1.0
     alphas: Alphas = LinearAlphas()
+    samples: Size = 1
+
+    def draws(self, sample_shape: Shape) -> tuple[int, ...]:
+        """As many times `samples`, where there are several, which come first."""
+        return (self.samples,) * (self.samples > 1) + super().draws(sample_shape)
 
     def values(self, chain: Chain, target: Any, noise: Tensor) -> Tensor:
         """Values (*sample, *batch)."""
-        bound, local = _BOUND._with(beta=self.beta), _LOCAL._with(beta=self.beta, alphas=self.alphas)
+        bound = _BOUND._with(beta=self.beta) if self.samples == 1 else IWAE(self.samples)._with(beta=self.beta)
         if self.weight == 0 or len(chain) == 0:
             return bound.values(chain, target, noise)
         # The ELBO first: it updates batch statistics, and AVO's backward pass must find those that it used.
         if self.weight < 1:
             whole = bound.values(chain, target, noise)
-            return self.weight * local.values(chain, target, noise) + (1 - self.weight) * whole
+            return self.weight * self._local(chain, target, noise) + (1 - self.weight) * whole
         learning = (chain.base.loc, chain.base.scale, chain.context)
         if not (hasattr(target, "frozen") or any(each is not None and each.requires_grad for each in learning)):
-            return local.values(chain, target, noise)
+            return self._local(chain, target, noise)
         whole = bound.values(chain.freeze(), target, noise)
-        steps = local.values(chain, target, noise)
+        steps = self._local(chain, target, noise)
         return whole + steps - steps.detach()
+
+    def _local(self, chain: Chain, target: Any, noise: Tensor) -> Tensor:
+        values = _LOCAL._with(beta=self.beta, alphas=self.alphas).values(chain, target, noise)
+        return values if self.samples == 1 else values.mean(0)
 
 
 _BOUND, _LOCAL = ELBO(), LocalAVO()  # what other objectives are made of

@@ -24,10 +24,11 @@ from annealed_core.fit import maximise
 from annealed_core.running.code import code_version
 from annealed_core.running.experiment import Run
 from annealed_core.running.system import cores, replace_file
-from annealed_report.studies import HISTORIES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "results"
+#: Studies whose records keep one line of a history out of so many; the others keep none.
+HISTORIES = {"long": 10, "collapse": 1, "folded_line": 4, "posterior_alone": 1}
 
 #: Studies whose records come from more than one state of the code, and what that means for their tables. All others
 #: are of one state each, so that what is paired within them differs in the methods alone.

@@ -22,7 +22,9 @@ from annealed_core.targets import GeometricAlphas, LearnedAlphas
 from annealed_core.vae import Autoregressive
 from annealed_report.comparison import select
 from annealed_report.earlier import FAULTS, EarlierAVO, faulty
-from annealed_report.folded_line import folded_line
+from annealed_report.fair import starts, tuned, tuning
+from annealed_report.folded_line import apart, folded_line
+from annealed_report.posterior import posterior_alone, quarter
 
 SEEDS = range(10)
 ENERGIES = ("A", "B", "C", "D", "E", "F")
@@ -291,13 +293,10 @@ def collapse() -> list[Mnist]:
     return [spec for each in RISES.values() for spec in _mnist({"objective": each}, range(5), **shared)]
 
 
-_DENSITY = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best)
+_DENSITY = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best, tuning, tuned, starts)
 _MNIST = (mnist, long, anatomy, faultless, agreement, regime, chosen, schedules, robustness, collapse)
 DENSITY_STUDIES: dict[str, Callable[[], Sequence[Experiment]]] = {study.__name__: study for study in _DENSITY}
-STUDIES = DENSITY_STUDIES | {study.__name__: study for study in (*_MNIST, folded_line)}
-
-#: Studies whose records keep one line of a history out of so many; the others keep none.
-HISTORIES = {"long": 10, "collapse": 1, "folded_line": 4}
+STUDIES = DENSITY_STUDIES | {study.__name__: study for study in (*_MNIST, folded_line, apart, posterior_alone, quarter)}
 
 
 def find_study(name: str) -> list[Experiment]:
