@@ -33,18 +33,13 @@ def test_the_grid_is_of_midpoints_of_equal_cells():
 
 
 def test_quadrature_of_a_scaled_gaussian_is_its_scale():
-    target = Energy("7 N", lambda z: gaussian().log_prob(z) + math.log(7))
+    target = SimpleNamespace(dim=2, log_prob=lambda z: gaussian().log_prob(z) + math.log(7))
     assert evidence.log_normalizer_quadrature(target) == pytest.approx(math.log(7), abs=1e-6)
 
 
 def test_quadrature_takes_the_half_width_it_is_given():
     half = evidence.log_normalizer_quadrature(gaussian(), half_width=1.0)
     assert half == pytest.approx(2 * math.log(math.erf(1 / 2**0.5)), abs=1e-4)
-
-
-def test_quadrature_does_without_a_support():
-    target = SimpleNamespace(dim=2, log_prob=gaussian().log_prob)
-    assert evidence.log_normalizer_quadrature(target) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -71,27 +66,17 @@ def test_cell_masses_sum_to_the_mass_of_the_square():
 
 def test_cell_masses_first_index_runs_along_z1():
     masses = evidence.cell_masses(ENERGIES["D"], 4.0, bins=4)
-    right, left = masses[3:].sum(), masses[:1].sum()
-    assert right == pytest.approx(0.15, abs=0.01) and left == pytest.approx(
-        0.05, abs=0.01
-    )  # beyond the centre: half a mode
+    found = masses[3:].sum().item(), masses[:1].sum().item()
+    assert found == pytest.approx((0.15, 0.05), abs=0.01)  # beyond the centre: half a mode
 
 
-def test_total_variation_of_exact_samples_is_small():
-    assert evidence.total_variation(samples_of_d(20_000), ENERGIES["D"]) < 0.05
+@pytest.mark.parametrize("n, most", [(20_000, 0.05), (200_000, 0.02)])
+def test_total_variation_of_exact_samples_falls_with_their_number(n, most):
+    assert evidence.total_variation(samples_of_d(n), ENERGIES["D"]) < most
 
 
-def test_total_variation_falls_with_the_number_of_exact_samples():
-    assert evidence.total_variation(samples_of_d(200_000), ENERGIES["D"]) < 0.02
-
-
-def test_total_variation_of_disjoint_samples_is_one():
-    z = torch.full((1000, 2), 3.8)
-    assert evidence.total_variation(z, ENERGIES["D"]) == pytest.approx(1, abs=1e-3)
-
-
-@pytest.mark.parametrize("away", [100.0, -100.0, math.inf, math.nan])
-def test_samples_outside_the_square_count(away):
+@pytest.mark.parametrize("away", [3.8, 100.0, -100.0, math.inf, math.nan])
+def test_samples_where_there_is_no_mass_count_inside_and_outside_the_square(away):
     z = samples_of_d(5000)
     lost = z.clone()
     lost[:2500, 1] = away
@@ -107,25 +92,6 @@ def test_mass_of_the_target_outside_the_square_counts():
     assert evidence.total_variation(z, wide, half_width=1.0) == pytest.approx(1 - inside, abs=0.02)
     torch.manual_seed(0)
     assert evidence.total_variation(torch.randn(200_000, 2), wide, half_width=1.0) < 0.03
-
-
-def test_total_variation_of_a_lost_mode_is_its_mass():
-    z = samples_of_d(200_000)
-    kept = z[z[:, 0] > -1]  # without the mode of mass 0.1
-    assert evidence.total_variation(kept, ENERGIES["D"]) == pytest.approx(0.1, abs=0.02)
-
-
-def test_total_variation_tells_a_mirror_image():
-    z = samples_of_d(50_000)
-    swapped = evidence.total_variation(z.flip(-1), ENERGIES["D"])  # masses .1 .3 .4 .2 become .2 .4 .3 .1
-    assert swapped == pytest.approx(0.2, abs=0.03)
-
-
-def test_total_variation_finds_a_box_where_the_target_has_none():
-    torch.manual_seed(0)
-    target = SimpleNamespace(dim=2, log_prob=lambda z: gaussian().log_prob(z) + 5)
-    assert evidence.total_variation(torch.randn(50_000, 2), target) < 0.05
-    assert evidence.total_variation(torch.randn(50_000, 2) + 1, target) > 0.3
 
 
 CORNERS = torch.tensor([[20.0, 20.0], [-20.0, 20.0], [20.0, -20.0], [-20.0, -20.0]])
@@ -150,10 +116,10 @@ def around(*corners, n=20_000, scale=1.0):
 
 
 @pytest.mark.parametrize(
-    "declared", [{"support": 40.0}, {"support": 40}, {"support": 40.0, "box": 24.0}, {"box": 26.0}]
+    "shift, declared",
+    [(0.0, {"support": 40.0}), (-1e6, {"support": 40}), (1e6, {"support": 40.0, "box": 24.0}), (0.0, {"box": 26.0})],
 )
-@pytest.mark.parametrize("shift", [0.0, -1e6, 1e6])
-def test_the_square_follows_what_a_target_declares(declared, shift):
+def test_the_square_follows_what_a_target_declares(shift, declared):
     target = Four(shift, **declared)
     assert evidence.total_variation(around(0), target) == pytest.approx(0.75, abs=0.01)
     assert evidence.total_variation(around(0, 1, 2, 3), target) < 0.06
@@ -184,12 +150,11 @@ REFUSED = {
 @pytest.mark.parametrize("z", [around(0), around(0, 1, 2, 3), torch.zeros(100, 2)])
 def test_figures_of_a_square_that_misses_the_targets_mass_are_refused(case, z):
     target, message = REFUSED[case]
-    for judge in (evidence.total_variation, evidence.grid_divergences):
-        with pytest.raises(
-            ValueError, match=f"^{message}.*: declare a (support|box) of about [0-9.]+, half the"
-        ) as refusal:
-            judge(z, target)
-        assert "\n" not in str(refusal.value)
+    with pytest.raises(
+        ValueError, match=f"^{message}.*: declare a (support|box) of about [0-9.]+, half the"
+    ) as refusal:
+        evidence.total_variation(z, target)
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_refusal_says_what_would_be_right():
@@ -220,9 +185,8 @@ def test_samples_find_a_mode_that_no_look_around_the_support_finds():
     target = SimpleNamespace(dim=2, log_prob=far, name="far")
     near = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
     assert evidence.total_variation(near, target) < 0.15  # nothing tells of it
-    with pytest.raises(
-        ValueError, match=r"^support 12 of far holds 6[0-9.]+% of its mass .* declare a support of about 33[0-9],"
-    ):
+    said = r"^support 12 of far holds 6[0-9.]+% of its mass .* declare a support of about 33[0-9],"
+    with pytest.raises(ValueError, match=said):
         evidence.total_variation(torch.cat([near, near[:100] + 300]), target)
 
 
@@ -243,9 +207,8 @@ def test_the_named_targets_are_judged_by_their_own_squares(name):
 
 
 def test_a_half_width_that_is_given_is_taken_as_it_is():
-    assert evidence.total_variation(around(0), Four(log_normalizer=math.log(8 * math.pi)), 24.0) == pytest.approx(
-        0.75, abs=0.01
-    )
+    known = Four(log_normalizer=math.log(8 * math.pi))
+    assert evidence.total_variation(around(0), known, 24.0) == pytest.approx(0.75, abs=0.01)
     assert evidence.total_variation(torch.zeros(5, 2), Four(support=40.0), 12.0) == pytest.approx(1)
 
 
@@ -256,14 +219,6 @@ def test_a_support_or_box_that_is_no_number_is_refused(name, value):
     target = SimpleNamespace(dim=2, log_prob=gaussian().log_prob, name="odd", **{name: value})
     with pytest.raises(ValueError, match=f"^{name} of odd must be a number above 0, half a square's width, got "):
         evidence.total_variation(torch.zeros(5, 2), target)
-
-
-def test_a_distribution_of_torch_is_a_target():
-    target = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
-    target.dim = 2
-    z = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(0))
-    assert evidence.log_normalizer_quadrature(target) == pytest.approx(0, abs=1e-6)
-    assert evidence.total_variation(z, target) < 0.06
 
 
 @pytest.mark.parametrize("constant", [-1e6, 0.0, 1e6])
@@ -279,21 +234,17 @@ def test_large_constants_leave_weights_as_right_as_they_were(constant):
         torch.testing.assert_close(figure(large), figure(log_weights), atol=1e-7, rtol=0)
 
 
-def steep(constant):
-    return Energy("steep", lambda z: -0.5 * ((z - 1) / 0.5).square().sum(-1) + constant)
-
-
 @pytest.mark.parametrize("constant", [-1e6, 1e6])
 def test_importance_sampling_weighs_in_double_precision(constant):
     chain = Chain(DiagonalGaussian.isotropic(2), generator=torch.Generator().manual_seed(0))
-    log_weights = evidence.importance_sampling(chain, steep(constant), 20_000)
+    steep = Energy("steep", lambda z: -0.5 * ((z - 1) / 0.5).square().sum(-1) + constant)
+    log_weights = evidence.importance_sampling(chain, steep, 20_000)
     estimate, error = evidence.log_mean_weight(log_weights)
     assert log_weights.dtype == torch.float64 and error < 0.02
     assert abs(float(estimate) - constant - math.log(math.pi / 2)) < 4 * error
     assert float(log_weights.mean()) < constant + math.log(math.pi / 2)  # the ELBO
-    assert evidence.log_normalizer_quadrature(steep(constant)) - constant == pytest.approx(
-        math.log(math.pi / 2), abs=1e-6
-    )
+    exact = evidence.log_normalizer_quadrature(steep) - constant
+    assert exact == pytest.approx(math.log(math.pi / 2), abs=1e-6)
 
 
 def test_a_target_that_refuses_double_is_given_float32():
@@ -315,14 +266,6 @@ def test_all_draws_come_from_the_chains_generator():
     assert all(map(torch.equal, *found)) and torch.equal(torch.get_rng_state(), before)
 
 
-def test_mode_masses_of_exact_samples_are_the_masses():
-    centres, masses = ENERGIES["D"].modes
-    z = samples_of_d(50_000)
-    found = evidence.mode_masses(z, centres)
-    torch.testing.assert_close(found, masses, atol=5 * (0.25 / 50_000) ** 0.5, rtol=0)
-    assert float(found.sum()) == pytest.approx(1, abs=1e-4)
-
-
 def test_mode_masses_are_weighted():
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     z = torch.tensor([[1.0, 0.0], [9.0, 0.0], [9.5, 1.0]])
@@ -333,15 +276,10 @@ def test_mode_masses_are_weighted():
     torch.testing.assert_close(evidence.mode_masses(z, centres, log_weights), torch.tensor([0.5, 0.5, 0]))
 
 
-@pytest.mark.parametrize("shift", [-2000.0, 0.0, 2000.0])
-def test_effective_sample_size_lies_between_one_weight_and_all(shift):
-    equal = torch.zeros(50, dtype=torch.float64) + shift
-    assert evidence.effective_sample_size(equal) == pytest.approx(1)
-    single = torch.full((50,), -1e6, dtype=torch.float64) + shift
-    single[7] = shift
-    assert evidence.effective_sample_size(single) == pytest.approx(1 / 50)
-    half = torch.cat([torch.zeros(25), torch.full((25,), -math.inf)]).double() + shift
-    assert evidence.effective_sample_size(half) == pytest.approx(0.5)
+@pytest.mark.parametrize("n", [1, 25, 50])
+def test_effective_sample_size_counts_the_weights_that_are_equal_and_not_zero(n):
+    log_weights = torch.where(torch.arange(50) < n, 7.0, -math.inf)
+    assert evidence.effective_sample_size(log_weights) == pytest.approx(n / 50)
 
 
 def test_effective_sample_size_is_its_formula_for_each_of_a_batch():
@@ -382,19 +320,10 @@ def test_importance_sampling_has_a_weight_for_each_sample_whatever_the_chunk(chu
     assert sum(drawn) == 50 * size and max(drawn) <= max(chunk, size)
 
 
-@pytest.mark.parametrize("chunk", [97, 4096])
-def test_importance_sampling_estimates_the_normalizer_whatever_the_chunk(chunk):
-    torch.manual_seed(0)
-    chain = Chain(DiagonalGaussian.isotropic(2, 3.0))
-    estimate, error = evidence.log_mean_weight(evidence.importance_sampling(chain, ENERGIES["A"], 20_000, chunk))
-    assert error < 0.05 and abs(estimate - 1.8775) < 5 * error
-
-
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("batch", [(), (3,)])
-def test_a_single_weight_has_no_standard_error_and_no_warning(batch):
-    estimate, error = evidence.log_mean_weight(torch.full((1, *batch), 2.0))
-    assert (estimate == 2).all() and error.shape == batch and error.isnan().all()
+def test_a_single_weight_has_no_standard_error_and_no_warning():
+    estimate, error = evidence.log_mean_weight(torch.full((1, 3), 2.0))
+    assert (estimate == 2).all() and error.shape == (3,) and error.isnan().all()
 
 
 @pytest.mark.parametrize("k", [-0.3, 0.1, 0.5, 0.7, 1.5])
@@ -415,13 +344,12 @@ def test_pareto_k_is_that_of_psis(scale, known):
     assert float(evidence.pareto_k(scale * quantiles)) == pytest.approx(known, abs=1e-6)
 
 
-@pytest.mark.parametrize("shift", [-5000.0, 5000.0])
-def test_pareto_k_is_the_same_for_scaled_and_shuffled_weights_and_for_each_of_a_batch(shift):
+def test_pareto_k_is_the_same_for_shuffled_weights_and_for_each_of_a_batch():
     torch.manual_seed(0)
     log_weights = torch.randn(400, 2, 3, dtype=torch.float64)
     k = evidence.pareto_k(log_weights)
     assert k.shape == (2, 3)
-    torch.testing.assert_close(evidence.pareto_k(log_weights[torch.randperm(400)] + shift), k)
+    torch.testing.assert_close(evidence.pareto_k(log_weights[torch.randperm(400)]), k)
     torch.testing.assert_close(evidence.pareto_k(log_weights[:, 1, 2]), k[1, 2])
 
 
@@ -463,10 +391,11 @@ def test_grid_divergences_of_exact_samples_are_about_the_number_of_cells_over_tw
     assert 0.5 * 24**2 < 2 * n * forward < 1.5 * 24**2
 
 
-def test_a_lost_mode_shows_in_the_divergence_of_the_target_from_the_samples():
+def test_a_lost_mode_is_its_mass_in_total_variation_and_shows_in_the_divergence_of_the_target_from_the_samples():
     z = samples_of_d(50_000)
     kept = z[z[:, 0] > -1]  # without the mode of mass 0.1: log(1 / 0.9) in the other direction
-    _, reverse, forward = evidence.grid_divergences(kept, ENERGIES["D"])
+    variation, reverse, forward = evidence.grid_divergences(kept, ENERGIES["D"])
+    assert variation == pytest.approx(0.1, abs=0.02)
     assert reverse == pytest.approx(-math.log(0.9), abs=0.01)
     assert 0.3 < forward < 0.1 * math.log(50_000)
 
@@ -490,13 +419,6 @@ def test_grid_divergences_are_those_of_the_shares_by_hand():
     assert forward == pytest.approx(float((truth * (truth / smooth).log()).sum()))
     q, p = drawn[2:] / 4, truth[2:]
     assert reverse == pytest.approx(float((q * (q / p).log()).sum()))
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_grid_divergences_are_not_negative(seed):
-    torch.manual_seed(seed)
-    z = samples_of_d(30, seed) if seed % 2 else 3 * torch.randn(500, 2)
-    assert min(evidence.grid_divergences(z, ENERGIES["D"])) >= 0
 
 
 def test_the_jackknifes_standard_error_of_a_mean_is_the_usual_one():
@@ -565,14 +487,6 @@ def test_the_last_path_gap_is_what_the_elbo_lacks(trained):
     log_z = evidence.log_normalizer_quadrature(ENERGIES["A"])
     assert float(gaps[-1]) == pytest.approx(log_z - float(log_weight.mean()), abs=1e-4)
     assert float(errors[-1]) == pytest.approx(float(log_weight.std()) / 500**0.5)
-
-
-def test_the_path_gaps_of_exact_kernels_are_zero():
-    same = DiagonalGaussian.isotropic(2, 3.0)
-    path, chain = annealed(Energy("7 N", lambda z: same.log_prob(z) + math.log(7)))
-    gaps, errors = evidence.path_gaps(chain, path, 100)
-    torch.testing.assert_close(gaps, torch.zeros_like(gaps), atol=1e-3, rtol=0)
-    assert (errors < 1e-6).all()
 
 
 def test_a_path_gap_is_the_divergence_of_its_gaussians():
