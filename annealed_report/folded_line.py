@@ -18,8 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,12 +32,12 @@ from annealed_core.description import Choice, Positive, Size, Whole, own_objects
 from annealed_core.kernels import DiagonalGaussian, Gated
 from annealed_core.objectives import AVO, ELBO, IWAE
 from annealed_core.running.density import Kernels, Objectives, check_objective, path_of, short_name
-from annealed_core.running.experiment import Experiment
+from annealed_core.running.experiment import Experiment, Problem
 from annealed_core.schedules import objective_at
 from annealed_core.vae import Joint
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
-REACH = 8.0  # of grids over z ~ N(0, 1): 1e-15 of the prior lies beyond
+_REACH = 8.0  # of grids over z ~ N(0, 1): 1e-15 of the prior lies beyond
 
 
 def _normal(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
@@ -47,26 +46,21 @@ def _normal(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 
 
 @functools.cache
-def nodes(count: int = 1200, reach: float = REACH) -> tuple[Tensor, Tensor]:
+def nodes(count: int = 1200) -> tuple[Tensor, Tensor]:
     """Points z, rising, and log-weights of a composite Gauss-Legendre rule, 20 points a panel.
 
     0, where log p(x, z) has a kink, lies between two panels.
     """
     at, weights = (torch.from_numpy(each) for each in np.polynomial.legendre.leggauss(20))
     panels = 2 * (count // 40)
-    width = 2 * reach / panels
+    width = 2 * _REACH / panels
     starts = width * torch.arange(-(panels // 2), panels // 2, dtype=torch.float64)
     z = starts.unsqueeze(-1) + (at + 1) * width / 2
     return z.flatten(), (weights * width / 2).log().repeat(panels)
 
 
-@dataclass(frozen=True)
-class LineModel:
-    """The model of the module's docstring, or several of them.
-
-    Args:
-        offset, right, left, noise: numbers as tensors, all of one shape (*models,).
-    """
+class LineModel(NamedTuple):
+    """The model of the module's docstring: four numbers, each a tensor ()."""
 
     offset: Tensor
     right: Tensor
@@ -75,83 +69,73 @@ class LineModel:
 
     @classmethod
     def of(cls, offset: float = 0.0, right: float = 1.0, left: float = 1.0, noise: float = 0.3) -> LineModel:
-        """One model from numbers, the truth unless told, in double precision; ValueError for a noise of 0 or less."""
+        """A model from numbers, the truth unless told, in double precision; ValueError for a noise of 0 or less."""
         if not noise > 0:
             raise ValueError(f"noise must be positive, got {noise}")
         return cls(*(torch.tensor(float(v), dtype=torch.float64) for v in (offset, right, left, noise)))
 
-    @property
-    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Offset, right, left, noise."""
-        return self.offset, self.right, self.left, self.noise
-
     def double(self) -> LineModel:
         """The same in double precision, without gradients."""
-        return LineModel(*(value.detach().double() for value in self.fields))
+        return LineModel(*(value.detach().double() for value in self))
 
     def mean(self, z: Tensor) -> Tensor:
-        """What one model expects of x at z, element by element."""
+        """What the model expects of x at z, element by element."""
         return self.offset + self.right * z.clamp(min=0) + self.left * (-z).clamp(min=0)
 
     def sample(self, n: int, measurements: int, generator: torch.Generator) -> Tensor:
-        """Draw n observations of one model in double precision: (n, measurements)."""
+        """Draw n observations in double precision: (n, measurements)."""
         z = torch.randn((n, 1), generator=generator, dtype=torch.float64)
         return self.mean(z) + self.noise * torch.randn((n, measurements), generator=generator, dtype=torch.float64)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """Log p(x | z) of one model; x: (batch, R), z: (*sample, batch, 1) -> (*sample, batch)."""
+        """Log p(x | z); x: (batch, R), z: (*sample, batch, 1) -> (*sample, batch)."""
         return _normal(x, self.mean(z), self.noise).sum(-1)
 
     def _log_sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Log of the integrals of p(x, z) over z > 0 and over z < 0; x: (*models, n, R) -> two of (*models, n).
+        """Log of the integrals of p(x, z) over z > 0 and over z < 0; x: (n, R) -> two of (n,).
 
         On a side x is linear in |z|, so that p(x, z) is a Gaussian in |z| there, cut off at 0; it meets x by the mean
         of its R measurements alone, but for a factor that does not depend on z.
         """
-        repeats = x.shape[-1]
-        offset, right, left, noise = (value.unsqueeze(-1) for value in self.fields)
-        mean = x.mean(-1)
+        repeats, mean = x.shape[-1], x.mean(-1)
         spread = (x - mean.unsqueeze(-1)).square().sum(-1)
-        around_mean = (1 - repeats) * (noise.log() + _HALF_LOG_TWO_PI) - 0.5 * (math.log(repeats) + spread / noise**2)
-        error = noise / math.sqrt(repeats)
-        found = []
-        for slope in (right, left):
+        factor = (1 - repeats) * (self.noise.log() + _HALF_LOG_TWO_PI)
+        factor = factor - 0.5 * (math.log(repeats) + spread / self.noise**2)
+        error = self.noise / math.sqrt(repeats)
+
+        def side(slope: Tensor) -> Tensor:
             total = (slope**2 + error**2).sqrt()
-            centre, width = slope * (mean - offset) / total**2, error / total  # of |z|, given x
-            found.append(_normal(mean, offset, total) + log_ndtr(centre / width) + around_mean)
-        return found[0], found[1]
+            centre, width = slope * (mean - self.offset) / total**2, error / total  # of |z|, given x
+            return _normal(mean, self.offset, total) + log_ndtr(centre / width) + factor
+
+        return side(self.right), side(self.left)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log p(x) in closed form; x: (*models, n, R) -> (*models, n)."""
+        """Log p(x) in closed form; x: (n, R) -> (n,)."""
         return torch.logaddexp(*self._log_sides(x))
 
     def right_share(self, x: Tensor) -> Tensor:
-        """P(z > 0 | x), exactly; x: (*models, n, R) -> (*models, n)."""
+        """P(z > 0 | x), exactly; x: (n, R) -> (n,)."""
         right, left = self._log_sides(x)
         return torch.sigmoid(right - left)
 
-    def smaller_share(self, x: Tensor) -> Tensor:
-        """Posterior mass of the side of 0 that has less of it, in [0, 0.5]; x: (*models, n, R) -> (*models, n)."""
-        share = self.right_share(x)
-        return torch.minimum(share, 1 - share)
-
     def log_joint_at(self, z: Tensor, x: Tensor) -> Tensor:
-        """Log p(x, z) of one model at all pairs of points z (points,) and observations x (n, R): (n, points)."""
-        one = torch.ones((), dtype=z.dtype)
-        return _normal(x.unsqueeze(-1), self.mean(z), self.noise).sum(-2) + _normal(z, 0 * one, one)
+        """Log p(x, z) at all pairs of points z (points,) and observations x (n, R): (n, points)."""
+        log_prior = -0.5 * z.square() - _HALF_LOG_TWO_PI
+        return _normal(x.unsqueeze(-1), self.mean(z), self.noise).sum(-2) + log_prior
 
     @torch.no_grad()
     def log_prob_quadrature(self, x: Tensor, count: int = 1200) -> Tensor:
-        """Log p(x) of one model by quadrature over z in double precision; x: (n, R) -> (n,)."""
+        """Log p(x) by quadrature over z in double precision; x: (n, R) -> (n,)."""
         z, log_weights = nodes(count)
         model = self.double()
         parts = [torch.logsumexp(model.log_joint_at(z, part) + log_weights, -1) for part in x.double().split(500)]
         return torch.cat(parts)
 
     @torch.no_grad()
-    def count_modes(self, x: Tensor, count: int = 1200) -> Tensor:
-        """How many local maxima p(z | x) of one model has, counted on a grid; x: (n, R) -> (n,)."""
-        values = self.double().log_joint_at(nodes(count)[0], x.double())
+    def count_modes(self, x: Tensor) -> Tensor:
+        """How many local maxima p(z | x) has, counted on a grid; x: (n, R) -> (n,)."""
+        values = self.double().log_joint_at(nodes()[0], x.double())
         inner = values[:, 1:-1]
         return ((inner > values[:, :-2]) & (inner >= values[:, 2:])).sum(-1)
 
@@ -161,7 +145,7 @@ def maximum_likelihood(x: Tensor) -> LineModel:
 
     From a symmetric and two slanted starts; the best end is taken. As z may be called -z, right >= left.
     """
-    data, best, best_value = x.double(), None, -math.inf
+    data, ends = x.double(), []
     for tilt in (0.05, 0.5, 1.2):
         raw = torch.tensor([tilt / 2, 1 + tilt, 1 - tilt, math.log(0.3)], dtype=torch.float64, requires_grad=True)
         optimiser = torch.optim.LBFGS(
@@ -170,19 +154,14 @@ def maximum_likelihood(x: Tensor) -> LineModel:
 
         def loss(raw: Tensor = raw, optimiser: torch.optim.Optimizer = optimiser) -> Tensor:
             optimiser.zero_grad()
-            value = -LineModel(raw[0], raw[1], raw[2], raw[3].exp()).log_prob(data).mean()
+            value = -LineModel(*raw[:3], raw[3].exp()).log_prob(data).mean()
             value.backward()
             return value
 
         optimiser.step(loss)
-        end = raw.detach()
-        model = LineModel(end[0], end[1:3].max(), end[1:3].min(), end[3].exp())
-        value = float(model.log_prob(data).mean())
-        if value > best_value:
-            best, best_value = model, value
-    if best is None:
-        raise ValueError("x must be finite: no start of the likelihood's maximum gave a number")
-    return best
+        offset, right, left, log_noise = raw.detach()
+        ends.append(LineModel(offset, torch.maximum(right, left), torch.minimum(right, left), log_noise.exp()))
+    return max(ends, key=lambda model: float(model.log_prob(data).mean().nan_to_num(-math.inf)))
 
 
 # ---- the experiment
@@ -216,7 +195,7 @@ class FoldedLine(Experiment):
         hidden: units of each hidden layer of the encoder.
         steps: of training.
         hold: further steps before these, in which the posterior learns and the model stands still.
-        seed, name, lr, lr_schedule, beta1: see `Experiment`; the seed is that of the data too.
+        seed, name, lr, lr_schedule, beta1, clip: see `Experiment`; the seed is that of the data too.
     """
 
     noise: Positive = 0.25
@@ -229,7 +208,7 @@ class FoldedLine(Experiment):
     n_train: Size = 4000
     batch: Size = 100
     hidden: Size = 24
-    steps: Size = 5000
+    steps: Annotated[int, Whole(0)] = 5000
     hold: Annotated[int, Whole(0)] = 0
     lr: Positive = 5e-3
     lr_schedule: Annotated[str, Choice("constant", "cosine")] = "cosine"
@@ -237,6 +216,8 @@ class FoldedLine(Experiment):
     def check(self) -> None:
         """Refuse fields that do not fit each other."""
         super().check()
+        if self.hold + self.steps == 0:
+            raise ValueError("impossible steps 0 of FoldedLine: with hold 0 nothing would learn")
         check_objective(self.objective, self.n_transitions, self.hold + self.steps)
         if self.n_transitions == 0 and self.base == "prior":
             raise ValueError("impossible n_transitions 0 of FoldedLine: a chain from the prior takes at least 1")
@@ -301,7 +282,7 @@ class LineJoint(Joint):
 
     def frozen(self) -> LineJoint:
         """The same target without its model's gradients."""
-        return LineJoint(LineModel(*(value.detach() for value in self.model.fields)), self.x)
+        return LineJoint(LineModel(*(value.detach() for value in self.model)), self.x)
 
 
 class Learner(nn.Module):
@@ -340,7 +321,7 @@ class Learner(nn.Module):
         return values.mean()
 
 
-class LineProblem:
+class LineProblem(Problem):
     """Learners that are equal but for seed and noise, trained side by side."""
 
     def __init__(self, specs: Sequence[FoldedLine], device: str = "cpu") -> None:
@@ -356,14 +337,6 @@ class LineProblem:
         self.generators = [torch.Generator().manual_seed(1000 * s.seed + which) for s in specs for which in (3, 4)]
         self.steps = self.spec.hold + self.spec.steps
         self.steps_per_record = max(1, self.steps // _LINES)
-
-    def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return list(self.module)
-
-    def _lines(self) -> Tensor:
-        """The models' parameters, (M, 4)."""
-        return self.module[self.names.index("line")].detach()
 
     def values(self, step: int) -> Tensor:
         """The objective of each model, (M,)."""
@@ -384,7 +357,7 @@ class LineProblem:
 
     def record(self) -> list[dict[str, float]]:
         """The parameters of each model."""
-        lines = self._lines().tolist()
+        lines = self.module[self.names.index("line")].tolist()
         for number, line in enumerate(lines):
             if not all(map(math.isfinite, line)):
                 self.failures.setdefault(number, f"the model became not finite: lr {self.spec.lr} may be too large")
@@ -412,6 +385,13 @@ class LineProblem:
             generator.set_state(saved)
 
 
+def _described(model: LineModel) -> dict[str, float]:
+    """The parameters and the tilt of a model; right is the larger slope."""
+    left, right = sorted((float(model.left), float(model.right)))
+    offset, noise = float(model.offset), float(model.noise)
+    return {"offset": offset, "right": right, "left": left, "noise": noise, "tilt": (right - left) / 2}
+
+
 @torch.no_grad()
 def judge(learner: Any) -> dict[str, float]:
     """What `FoldedLine` describes, of one trained learner."""
@@ -422,25 +402,17 @@ def judge(learner: Any) -> dict[str, float]:
     chain = learner.posterior(held_out.float(), generator)
     bound = chain.log_weight(LineJoint(learner.model(), held_out.float()), chain.rsample(20)).double().mean(0)
     draws = learner.posterior(held_out[:200].float(), generator).rsample(1000).z[-1]
-    right = (draws > 0).double().mean(0).squeeze(-1)
-    slopes, slopes_ml = (sorted(map(float, (m.right, m.left))) for m in (model, best))
+    shares = model.right_share(held_out), (draws > 0).double().mean(0)
+    posterior_share, chain_share = (float(torch.minimum(right, 1 - right).mean()) for right in shares)
     return {
-        "offset": float(model.offset),
-        "right": slopes[1],
-        "left": slopes[0],
-        "noise": float(model.noise),
-        "offset_ml": float(best.offset),
-        "right_ml": slopes_ml[1],
-        "left_ml": slopes_ml[0],
-        "noise_ml": float(best.noise),
+        **_described(model),
+        **{f"{name}_ml": value for name, value in _described(best).items()},
         "noise_ratio": float(model.noise / best.noise),
-        "tilt": (slopes[1] - slopes[0]) / 2,
-        "tilt_ml": (slopes_ml[1] - slopes_ml[0]) / 2,
         "loss": float((best.log_prob_quadrature(held_out) - exact).mean()),
         "loss_train": float((best.log_prob(train_x) - model.log_prob(train_x)).mean()),
         "gap": float((exact - bound).mean()),
-        "posterior_share": float(model.smaller_share(held_out).mean()),
-        "chain_share": float(torch.minimum(right, 1 - right).mean()),
+        "posterior_share": posterior_share,
+        "chain_share": chain_share,
         "two_modes": float((model.count_modes(held_out[:500]) > 1).double().mean()),
     }
 
@@ -478,6 +450,18 @@ def specs_of(
 def folded_line() -> list[FoldedLine]:
     """Is the model biased, and what mends it? Every plan at two amounts of noise."""
     return specs_of()
+
+
+#: The study `apart`: the model at the truth, and then released after the posterior has learned it.
+FIXED: dict[str, Any] = {"start": "truth", "hold": 5000, "steps": 0}
+BY_BOTH: dict[str, Any] = {"objective": AVO(samples=5)}
+
+
+def apart() -> list[FoldedLine]:
+    """Do the kernels or the model's step destroy the second mode? The model fixed, then released by ELBO or IWAE."""
+    chains = [{}, BY_AVO, PRIOR, PRIOR | BY_AVO]
+    released = [GAUSSIAN, *chains, *(base | by for base in ({}, PRIOR) for by in (BY_BOTH, BY_IWAE))]
+    return specs_of([*(plan | FIXED for plan in (GAUSSIAN, *chains)), *(plan | HELD for plan in released)])
 
 
 def metrics_of(runs: Iterable[Any], noise: float, **plan: Any) -> list[dict[str, float]]:

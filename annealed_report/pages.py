@@ -93,9 +93,11 @@ def _arranged(notebook: Any) -> Any:
     """
     notebook = copy.deepcopy(notebook)
     numbers: Counter[str] = Counter()
-    cells, shown = notebook.cells, []
-    for cell, following in zip(cells, [*cells[1:], None], strict=True):
+    given, shown = notebook.metadata.get("papermill", {}).get("parameters", {}), []
+    for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
+        if "injected-parameters" in tags:  # part of the notebook's own cell, which stands before
+            shown[-1].source += f"\n\n{cell.source}"
         if {"injected-parameters", "papermill-error-cell-tag"} & set(tags):
             continue
         if cell.cell_type == "code":
@@ -103,7 +105,15 @@ def _arranged(notebook: Any) -> Any:
             folded = bool({"fold", "parameters"} & set(tags))
             page = {"number": numbers["cell"], "folded": folded, "label": _label(cell.source)}
             if "parameters" in tags:
-                page["parameters"] = _parameters(cell, following)
+                page["parameters"] = [
+                    {
+                        "name": name,
+                        "value": repr(given[name]) if name in given else parameter.shown,
+                        "default": parameter.shown if given.get(name, parameter.default) != parameter.default else None,
+                        "help": parameter.help,
+                    }
+                    for name, parameter in read_parameters(cell.source).items()
+                ]
             cell.metadata["page"] = page
             cell.outputs = _captioned(cell.outputs, numbers)
             if "hide" in tags and not any(output.output_type == "error" for output in cell.outputs):
@@ -136,20 +146,6 @@ def _captioned(outputs: list[Any], numbers: Counter[str]) -> list[Any]:
                 table_caption = None
             kept.append(output)
     return kept
-
-
-def _parameters(cell: Any, following: Any) -> list[dict[str, Any]]:
-    """The rows of the table of parameters; the cell that papermill injected is joined to that of the notebook."""
-    given = {}
-    if following is not None and "injected-parameters" in following.metadata.get("tags", []):
-        given = read_parameters(following.source)
-    rows = []
-    for name, parameter in read_parameters(cell.source).items():
-        value = given.get(name, parameter)
-        note = parameter.shown if value.default != parameter.default else None
-        rows.append({"name": name, "value": value.shown, "default": note, "help": parameter.help})
-    cell.source += f"\n\n{following.source}" if given else ""
-    return rows
 
 
 def _label(source: str) -> str:

@@ -1,7 +1,7 @@
 """Parameters of a notebook: what its `parameters` cell offers, and whether given values agree with it.
 
-A notebook offers parameters by assigning literals in one cell tagged `parameters`, each with a trailing `# help`. All
-is compared before anything runs; what is wrong is said in one line.
+A notebook offers parameters by assigning literals in one cell tagged `parameters`, each with a trailing `# help`, as
+papermill reads them. All is compared before anything runs; what is wrong is said in one line.
 """
 
 import ast
@@ -27,7 +27,7 @@ class ParameterError(ReportError):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One assignment: its value (None where that is no literal), as written (a list on one line), and its comment."""
+    """One assignment: its value (None where that is no literal), how a page shows it, and its comment."""
 
     default: Any
     shown: str
@@ -35,26 +35,20 @@ class Parameter:
 
 
 def read_parameters(source: str) -> dict[str, Parameter]:
-    """The parameters that a cell offers, by name; none where it is not plain Python.
+    """The parameters that papermill finds in a cell, by name.
 
     >>> read_parameters("lr = 1e-3  # learning rate")
     {'lr': Parameter(default=0.001, shown='1e-3', help='learning rate')}
     """
-    try:
-        statements = ast.parse(source).body
-    except SyntaxError:  # magics
-        return {}
+    from papermill.translators import PythonTranslator
+
     found = {}
-    for statement in statements:
-        if isinstance(statement, ast.Assign) and isinstance(name := statement.targets[0], ast.Name):
-            written = ast.get_source_segment(source, statement.value) or ""
-            try:
-                default = ast.literal_eval(statement.value)
-            except ValueError:
-                default = None
-            last_line = source.encode().splitlines()[statement.value.end_lineno - 1]  # type: ignore[operator]
-            comment = last_line[statement.value.end_col_offset :].decode().partition("#")[2].strip()
-            found[name.id] = Parameter(default, repr(default) if "\n" in written else written, comment)
+    for name, _, written, comment in PythonTranslator.inspect({"source": source}):
+        try:
+            default = ast.literal_eval(written)
+        except (ValueError, SyntaxError):
+            default = None
+        found[name] = Parameter(default, repr(default) if isinstance(default, list) else written, comment)
     return found
 
 
@@ -112,7 +106,7 @@ def _agrees(value: Any, default: Any) -> bool:
 
 
 def check_parameters() -> None:
-    """Check, inside a notebook, the parameters that papermill injected, or else the values that they have now.
+    """Check, inside a notebook, the values of the parameters that papermill injected, or else of all.
 
     Called in the cell after the parameters. Papermill only warns about a name that the notebook does not have, as in
     `papermill notebook.ipynb out.ipynb -p lerning_rate 1`; this raises ParameterError. Outside IPython nothing happens.
@@ -123,9 +117,6 @@ def check_parameters() -> None:
     if len(history) < 2:
         return
     offered = read_parameters(history[1])
-    injected = [source for source in history[2:] if source.split("\n", 1)[0] == "# Parameters"]
-    if injected:
-        given = {name: parameter.default for name, parameter in read_parameters(injected[-1]).items()}
-    else:  # whoever works by hand changes the cell and runs it again
-        given = {name: shell.user_ns[name] for name in offered if name in shell.user_ns}
-    check_values(offered, given)
+    injected = [source for source in history[2:] if source.startswith("# Parameters\n")]
+    names = read_parameters(injected[-1]) if injected else offered
+    check_values(offered, {name: shell.user_ns[name] for name in names})

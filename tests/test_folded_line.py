@@ -47,7 +47,7 @@ def learner_of(spec=SMALL, line=None):
     found = Learner(spec)
     if line is not None:
         with torch.no_grad():
-            found.line.copy_(torch.stack([*line.fields[:3], line.noise.log()]))
+            found.line.copy_(torch.stack([*line[:3], line.noise.log()]))
     return found
 
 
@@ -105,7 +105,6 @@ def test_each_side_holds_the_mass_that_quadrature_finds(name):
     z, log_weights = nodes()
     share = torch.softmax(model.log_joint_at(z, x) + log_weights, -1)
     torch.testing.assert_close(model.right_share(x), share[:, z > 0].sum(-1), rtol=0, atol=1e-9)
-    assert (model.smaller_share(x) <= 0.5).all()
 
 
 # ---- the estimate
@@ -114,7 +113,7 @@ def test_each_side_holds_the_mass_that_quadrature_finds(name):
 @pytest.mark.parametrize("noise", [0.1, 0.3])
 def test_maximum_likelihood_recovers_the_truth_from_much_data(noise):
     found = maximum_likelihood(draws(LineModel.of(noise=noise), 50_000))
-    assert [float(v) for v in found.fields] == pytest.approx([0, 1, 1, noise], abs=0.07)
+    assert [float(v) for v in found] == pytest.approx([0, 1, 1, noise], abs=0.07)
     assert float(found.noise) == pytest.approx(noise, rel=0.01) and abs(float(found.offset)) < 0.01
     assert float(found.right + found.left) == pytest.approx(2, abs=0.03)
 
@@ -127,7 +126,7 @@ def test_no_model_explains_the_training_data_better_than_the_estimate():
 
 def surrogate_gradient(x, line):
     """The gradient of the mean of log p(x, z) under the exact posterior, from a grid."""
-    raw = torch.stack(line.fields).requires_grad_()
+    raw = torch.stack(line).requires_grad_()
     z, log_weights = nodes()
     joint = LineModel(*raw).log_joint_at(z, x)
     posterior = torch.softmax(joint.detach() + log_weights, -1)
@@ -139,7 +138,7 @@ def test_learning_with_the_exact_posterior_has_no_bias():
     x = draws(LineModel.of(), 1000)
     assert surrogate_gradient(x, maximum_likelihood(x)).abs().max() < 1e-5
     assert surrogate_gradient(x, MODELS["one mode"]).abs().max() > 0.1
-    raw = torch.stack(MODELS["unequal"].fields).requires_grad_()
+    raw = torch.stack(MODELS["unequal"]).requires_grad_()
     (whole,) = torch.autograd.grad(LineModel(*raw).log_prob(x).mean(), raw)
     torch.testing.assert_close(surrogate_gradient(x, MODELS["unequal"]), whole)
 
@@ -165,9 +164,8 @@ OBJECTIVES = [
 ]
 
 
-@pytest.mark.parametrize("spec", OBJECTIVES[2:4], ids=lambda spec: spec.line)
-def test_a_run_is_the_same_alone_and_side_by_side_but_for_rounding(spec, store, tmp_path, monkeypatch):
-    specs = [spec, spec.replace(seed=1, noise=0.1)]
+def test_a_run_is_the_same_alone_and_side_by_side_but_for_rounding(store, tmp_path, monkeypatch):
+    specs = [OBJECTIVES[2], OBJECTIVES[2].replace(seed=1, noise=0.1)]
     assert len({each.stack_key() for each in specs}) == 1
     together = train(specs)
     monkeypatch.setenv("ANNEALED_STORE", str(tmp_path / "other"))
