@@ -1,11 +1,8 @@
-"""MNIST's files: split, checked and unpacked once; binarisation and batches that depend on a generator alone."""
+"""MNIST's files: split and checked; binarisation and batches that depend on a generator alone."""
 
 import gzip
 import hashlib
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,36 +25,11 @@ def mnist():
     return load_mnist()
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A root with archives, checksums and unpacked files, apart from the repository's."""
-    root = tmp_path_factory.mktemp("whole")
-    shutil.copytree(data.REPOSITORY_DATA / "MNIST", root / "MNIST", ignore=shutil.ignore_patterns("*-ubyte", "*.tmp"))
-    load_mnist(root)
-    return root
-
-
 @pytest.fixture
-def root(whole, tmp_path, monkeypatch):
-    """A root of links to whole files: a test replaces the one it is about."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    raw = tmp_path / "root" / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for file in (whole / "MNIST" / "raw").iterdir():
-        (raw / file.name).symlink_to(file)
-    return tmp_path / "root"
-
-
-def replace(file, content):
-    file.unlink()
-    file.write_bytes(content)
-
-
-def one_line(root):
-    with pytest.raises(DataError) as caught:
-        load_mnist(root)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+def raw(tmp_path):
+    """A folder with the archives, which the test has to itself."""
+    shutil.copytree(data.REPOSITORY_DATA / "MNIST" / "raw", tmp_path / "MNIST" / "raw")
+    return tmp_path / "MNIST" / "raw"
 
 
 def test_mnist_is_split_into_50k_10k_10k_bytes_with_labels(mnist):
@@ -71,120 +43,66 @@ def test_mnist_is_split_into_50k_10k_10k_bytes_with_labels(mnist):
     assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 
 
-def test_the_split_is_torchvisions_files_in_their_order(mnist, whole):
-    published, (train, valid, test) = MNIST(whole, train=True), mnist
+def test_unpacked_files_will_do_and_are_split_in_torchvisions_order(raw, mnist, tmp_path):
+    for name in data.SHA256:
+        (raw / name).write_bytes(gzip.decompress((raw / f"{name}.gz").read_bytes()))
+        (raw / f"{name}.gz").unlink()
+    published, (train, valid, test) = MNIST(tmp_path, train=True), load_mnist(tmp_path)
     assert torch.equal(torch.cat([train.images, valid.images]), published.data.flatten(1))
     assert torch.equal(torch.cat([train.labels, valid.labels]), published.targets)
-    assert torch.equal(test.images, MNIST(whole, train=False).data.flatten(1))
+    assert torch.equal(test.images, MNIST(tmp_path, train=False).data.flatten(1))
+    assert torch.equal(test.images, mnist[2].images)
 
 
-def test_annealed_data_names_the_root(root, monkeypatch, mnist):
-    monkeypatch.setenv("ANNEALED_DATA", str(root))
+def test_annealed_data_names_the_root(raw, tmp_path, monkeypatch, mnist):
+    monkeypatch.setenv("ANNEALED_DATA", str(tmp_path))
     assert torch.equal(load_mnist()[2].labels, mnist[2].labels)
-    monkeypatch.setenv("ANNEALED_DATA", str(root / "nowhere"))
+    monkeypatch.setenv("ANNEALED_DATA", str(raw / "nowhere"))
     with pytest.raises(DataError, match="nowhere"):
         load_mnist()
 
 
-def test_a_root_that_torchvision_has_unpacked_needs_no_archives(root):
-    for file in (root / "MNIST" / "raw").iterdir():
-        if file.suffix == ".gz" or file.name == "SHA256SUMS":
-            file.unlink()
-    assert len(load_mnist(root)[0].images) == 50_000
-
-
-@pytest.mark.parametrize("damage", [altered, truncated], ids=["altered", "truncated"])
-@pytest.mark.parametrize("unpacked", [True, False])
-def test_a_damaged_archive_is_named_with_both_checksums(root, damage, unpacked):
-    archive = root / "MNIST" / "raw" / f"{LABELS}.gz"
-    content = archive.read_bytes()
-    replace(archive, damage(content))
-    if not unpacked:
-        (archive.parent / LABELS).unlink()
-    message = one_line(root)
-    assert message.startswith(f"{archive}: expected SHA-256 {sha256(content)}, found {sha256(damage(content))}")
-    assert "delete it" in message and f"torchvision.datasets.MNIST({str(root)!r}, download=True)" in message
+def refusal(root):
+    with pytest.raises(DataError) as caught:
+        load_mnist(root)
+    message = str(caught.value)
+    assert "\n" not in message and "repository's data/" in message and "ANNEALED_DATA" in message
+    assert f"torchvision.datasets.MNIST({str(root)!r}, download=True)" in message
+    return message
 
 
 @pytest.mark.parametrize("damage", [altered, truncated, other], ids=["altered", "truncated", "other"])
-def test_a_damaged_archive_is_found_without_checksums_beside_it(root, damage):
-    raw = root / "MNIST" / "raw"
-    replace(raw / f"{LABELS}.gz", damage((raw / f"{LABELS}.gz").read_bytes()))
-    (raw / "SHA256SUMS").unlink()
-    (raw / LABELS).unlink()
-    message = one_line(root)
-    assert message.startswith(f"{raw / LABELS}.gz: ") and data.SHA256[LABELS] in message
-    assert not (raw / LABELS).exists()
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_damaged_file_is_named_with_its_checksum_and_the_ways_out(raw, tmp_path, damage, packed):
+    archive = raw / f"{LABELS}.gz"
+    damaged = damage(archive.read_bytes() if packed else gzip.decompress(archive.read_bytes()))
+    file = archive if packed else raw / LABELS
+    archive.unlink()
+    file.write_bytes(damaged)
+    message = refusal(tmp_path)
+    assert message.startswith(f"{file}: expected SHA-256 {data.SHA256[LABELS]} (unpacked), found ")
+    assert packed or sha256(damaged) in message
 
 
-@pytest.mark.parametrize("damage", [altered, truncated], ids=["altered", "truncated"])
-def test_a_damaged_unpacked_file_is_named_and_deleting_it_is_the_way_out(root, damage, mnist):
-    file = root / "MNIST" / "raw" / LABELS
-    found = damage(file.read_bytes())
-    replace(file, found)
-    assert one_line(root).startswith(f"{file}: expected SHA-256 {data.SHA256[LABELS]}, found {sha256(found)}; delete")
-    file.unlink()
-    assert torch.equal(load_mnist(root)[2].labels, mnist[2].labels)
-
-
-def test_a_missing_file_is_named_with_the_ways_out(root):
-    raw = root / "MNIST" / "raw"
-    (raw / LABELS).unlink()
+def test_a_missing_file_is_named_with_the_ways_out(raw, tmp_path):
+    (raw / LABELS).unlink(missing_ok=True)
     (raw / f"{LABELS}.gz").unlink()
-    message = one_line(root)
-    assert message.startswith(
-        f"{raw / LABELS}.gz: expected SHA-256 {data.SHA256[LABELS]} (unpacked), found no such file"
-    )
-    assert "ANNEALED_DATA" in message and "download=True" in message
+    assert refusal(tmp_path).startswith(f"{raw / LABELS}.gz: ") and "No such file" in refusal(tmp_path)
 
 
-def test_without_a_clone_no_error_says_to_write_beside_the_package(tmp_path, monkeypatch):
+def test_archives_of_the_same_content_as_torchvision_downloads_them_will_do(raw, tmp_path):
+    archive = raw / f"{LABELS}.gz"
+    archive.write_bytes(gzip.compress(gzip.decompress(archive.read_bytes()), compresslevel=1))
+    assert len(load_mnist(tmp_path)[2].labels) == 10_000
+
+
+def test_without_a_clone_files_are_looked_for_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "REPOSITORY_DATA", tmp_path / "lib" / "data")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("ANNEALED_DATA", raising=False)
-    message = one_line(None)
-    assert "ANNEALED_DATA" in message and f"MNIST({str(tmp_path / 'cache' / 'annealed')!r}" in message
-
-
-def test_archives_as_torchvision_downloads_them_are_accepted_beside_our_checksums(root, monkeypatch):
-    archive = root / "MNIST" / "raw" / f"{LABELS}.gz"
-    published = gzip.compress(gzip.decompress(archive.read_bytes()), compresslevel=1)
-    replace(archive, published)
-    one_line(root)
-    monkeypatch.setattr(MNIST, "resources", [(archive.name, hashlib.md5(published).hexdigest())])
-    assert len(load_mnist(root)[2].labels) == 10_000
-
-
-def test_a_folder_that_cannot_be_written_is_unpacked_in_the_cache(root, tmp_path, monkeypatch):
-    raw = root / "MNIST" / "raw"
-    (raw / LABELS).unlink()
-    before, write = sorted(raw.iterdir()), data._write
-
-    def write_outside(file: Path, content: bytes, forbidden: str = str(root)) -> None:
-        if str(file).startswith(forbidden):
-            raise PermissionError(13, "Permission denied", str(file))
-        write(file, content)
-
-    monkeypatch.setattr(data, "_write", write_outside)
-    assert len(load_mnist(root)[2].labels) == 10_000
-    assert sorted(raw.iterdir()) == before
-    assert sorted(file.name for file in (tmp_path / "cache/annealed/MNIST/raw").iterdir()) == sorted(data.SHA256)
-    shutil.rmtree(tmp_path / "cache")
-    monkeypatch.setattr(data, "_write", lambda file, content: write_outside(file, content, str(tmp_path)))
-    assert "Permission denied" in one_line(root)
-
-
-def test_two_processes_unpack_at_once_and_leave_nothing_behind(root):
-    raw = root / "MNIST" / "raw"
-    for name in data.SHA256:
-        (raw / name).unlink()
-    code = "import sys; from annealed_core.running import data; print(data.load_mnist(sys.argv[1])[0].images.sum())"
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(root)], **pipes) for _ in range(2)]
-    results = [process.communicate(timeout=300) for process in processes]
-    assert results[0] == results[1] and results[0][1] == b"" and b"tensor" in results[0][0]
-    archives = [f"{name}.gz" for name in data.SHA256]
-    assert {file.name for file in raw.iterdir()} == {*data.SHA256, *archives, "SHA256SUMS"}
+    with pytest.raises(DataError) as caught:
+        load_mnist()
+    assert f"MNIST({str(tmp_path / 'cache' / 'annealed')!r}" in str(caught.value)
 
 
 def test_pixels_are_drawn_with_probability_pixel_over_255():
@@ -239,8 +157,6 @@ def test_the_generator_state_at_its_beginning_is_all_an_epoch_depends_on(mnist):
     assert torch.equal(torch.cat(list(batches(images, 64, generator))), second)
 
 
-def test_wrong_arguments_are_refused_before_anything_is_drawn():
-    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
-        batches(torch.zeros(2, 784, dtype=torch.uint8), 0)
+def test_images_that_are_no_bytes_are_refused():
     with pytest.raises(ValueError, match=r"images must be uint8 with pixels 0 to 255, not torch\.float32"):
         binarise(torch.zeros(2, 784))

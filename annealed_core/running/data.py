@@ -1,6 +1,6 @@
 """MNIST: the images shipped in `data/`, their binarisation, and batches that stay in memory.
 
-The images are unpacked once, checked at every load against the checksums of the published files, and kept as `uint8`.
+The files are checked at every load against the checksums of the published ones, and images are kept as `uint8`.
 A likelihood is only ever taken of *binarised* images: training images are drawn afresh from Bernoulli(pixel / 255) each
 time they are visited (Salakhutdinov & Murray 2008), validation and test images once with a fixed seed.
 """
@@ -8,8 +8,6 @@ time they are visited (Salakhutdinov & Murray 2008), validation and test images 
 import gzip
 import hashlib
 import os
-import tempfile
-import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,26 +43,41 @@ def load_mnist(root: str | Path | None = None) -> tuple[Images, Images, Images]:
     """Training, validation and test images: 50,000, 10,000 and 10,000.
 
     The first 50,000 and the last 10,000 images of MNIST's training file, and its test file, in their order. `root` is a
-    folder with `MNIST/raw/` in it, by default `$ANNEALED_DATA`, else the repository's `data/`, else the cache, which is
-    `$XDG_CACHE_HOME/annealed` (`~/.cache/annealed`). Archives are unpacked there once, or in the cache where the folder
-    cannot be written.
+    folder with `MNIST/raw/` in it, where the four files are, each as a gzip archive or unpacked; by default
+    `$ANNEALED_DATA`, else the repository's `data/`, else `$XDG_CACHE_HOME/annealed` (`~/.cache/annealed`).
 
     Raises `DataError` for a file that is missing, truncated or altered.
     """
-    default = REPOSITORY_DATA if REPOSITORY_DATA.is_dir() else _cache()
-    root = Path(os.path.expanduser(root or os.environ.get("ANNEALED_DATA") or default))
-    _check_archives(root)
-    unpacked = _unpack(root)
-
-    from torchvision.datasets import MNIST  # slow to import, and needed only here
-
-    train, test = (MNIST(unpacked, train=train, download=False) for train in (True, False))
-    images, labels = train.data.flatten(1), train.targets
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "annealed")
+    default = REPOSITORY_DATA if REPOSITORY_DATA.is_dir() else cache
+    folder = Path(os.path.expanduser(root or os.environ.get("ANNEALED_DATA") or default))
+    images, labels, test_images, test_labels = (_read(folder, name) for name in SHA256)
     return (
         Images(images[:TRAIN_SIZE], labels[:TRAIN_SIZE]),
         Images(images[TRAIN_SIZE:], labels[TRAIN_SIZE:]),
-        Images(test.data.flatten(1), test.targets),
+        Images(test_images, test_labels),
     )
+
+
+def _read(root: Path, name: str) -> Tensor:
+    """Images uint8 (N, 784), or labels int64 (N,), from a file in the format IDX: a header, and a byte for a number."""
+    archive, unpacked = root / "MNIST" / "raw" / f"{name}.gz", root / "MNIST" / "raw" / name
+    file = unpacked if unpacked.exists() and not archive.exists() else archive
+    content = b""
+    try:
+        content = gzip.decompress(file.read_bytes()) if file == archive else file.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+    except (OSError, EOFError, zlib.error) as error:
+        found = f"no whole file ({getattr(error, 'strerror', None) or error})"
+    if found != SHA256[name]:
+        raise DataError(
+            f"{file}: expected SHA-256 {SHA256[name]} (unpacked), found {found}; put that of the repository's data/ in "
+            "its place, point ANNEALED_DATA to another folder with MNIST/raw, or delete it and call, with a network, "
+            f"torchvision.datasets.MNIST({str(root)!r}, download=True)"
+        )
+    is_images = "images" in name
+    numbers = torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=16 if is_images else 8)
+    return numbers.view(-1, 784) if is_images else numbers.long()
 
 
 def binarise(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -100,11 +113,7 @@ def batches(
     Yields float32 (batch_size, 784); the last batch has what is left, N modulo `batch_size`, if that is not zero.
     Order and pixels depend on nothing but the state of `generator` (or of torch's global one): whoever saves that state
     before an epoch can repeat it exactly.
-
-    Raises `ValueError` for a `batch_size` below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     device = images.device if generator is None else generator.device
     order = torch.randperm(len(images), generator=generator, device=device).to(images.device)
     if not shuffled:
@@ -113,89 +122,3 @@ def batches(
         binarise(chosen, generator) if binary else chosen.float() / 255
         for chosen in (images.index_select(0, some) for some in order.split(batch_size))
     )
-
-
-def _check_archives(root: Path) -> None:
-    """Hold the archives that are present against the SHA256SUMS beside them, where there is one."""
-    folder = _raw(root)
-    if not (folder / "SHA256SUMS").is_file():
-        return
-    for line in (folder / "SHA256SUMS").read_text().splitlines():
-        expected, _, name = line.partition(" ")
-        archive = folder / name.strip().lstrip("*")
-        if archive.is_file() and (found := _sha256(archive.read_bytes())) != expected and not _is_published(archive):
-            raise _error(root, archive, expected, found)
-
-
-def _is_published(archive: Path) -> bool:
-    """Whether these are the bytes that torchvision downloads: its way out leaves them where ours have been."""
-    from torchvision.datasets import MNIST
-
-    return hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest() == dict(MNIST.resources).get(
-        archive.name
-    )
-
-
-def _unpack(root: Path) -> Path:
-    """The root where all four files lie unpacked and whole: `root` itself, or the cache if that cannot be written."""
-    cache = _cache()
-    for target in (root, cache):
-        try:
-            for name, expected in SHA256.items():
-                file = _raw(target) / name
-                if not file.exists():
-                    _write(file, _read_archive(root, name))
-                if (found := _sha256(file.read_bytes())) != expected:
-                    raise _error(root, file, expected, found)
-            return target
-        except OSError as error:
-            reason = error
-    raise DataError(f"{_raw(root)} cannot be unpacked, neither there nor in {_raw(cache)}: {reason}") from reason
-
-
-def _read_archive(root: Path, name: str) -> bytes:
-    archive = _raw(root) / f"{name}.gz"
-    if not archive.is_file():
-        raise _error(root, archive, f"{SHA256[name]} (unpacked)", "no such file")
-    try:
-        content = gzip.decompress(archive.read_bytes())
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _error(root, archive, f"{SHA256[name]} (unpacked)", f"no whole archive ({error})") from error
-    if (found := _sha256(content)) != SHA256[name]:
-        raise _error(root, archive, f"{SHA256[name]} (unpacked)", found)
-    return content
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a file so that nobody ever sees a part of it, even with several processes at it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _error(root: Path, file: Path, expected: str, found: str) -> DataError:
-    if not file.exists():
-        way_out = "copy it from the repository's data/, or point ANNEALED_DATA to a folder with MNIST/raw"
-    elif file.suffix == ".gz":
-        way_out = "delete it and copy it again from the repository's data/"
-    else:
-        way_out = "delete it, and it is unpacked again from its archive"
-    download = f"torchvision.datasets.MNIST({str(root)!r}, download=True)"
-    return DataError(f"{file}: expected SHA-256 {expected}, found {found}; {way_out}, or with a network {download}")
-
-
-def _cache() -> Path:
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(tempfile.gettempdir() if folder.startswith("~") else folder) / "annealed"  # there may be no home
-
-
-def _raw(root: Path) -> Path:
-    return root / "MNIST" / "raw"
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
