@@ -16,7 +16,7 @@ from annealed_report.statistics import Interval, interval, paired_difference
 def _modes_of(run: Any) -> list[tuple[float, float]]:
     """Each mode's share of the samples, and the mass that it should have."""
     target: Any = find(run.spec.target) if isinstance(run.spec.target, str) else run.spec.target
-    return list(zip(run.metrics["mode_shares"], target.modes[1].tolist(), strict=True))
+    return list(zip(run.metrics["mode_shares"], map(float, target.modes[1]), strict=True))
 
 
 def mode_error(run: Any) -> float:

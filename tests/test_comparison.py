@@ -1,8 +1,5 @@
-"""Comparisons: intervals against tabulated quantiles, and the word for every case."""
+"""Comparisons: which runs belong together."""
 
-import math
-import random
-import statistics
 from types import SimpleNamespace
 
 import pytest
@@ -10,101 +7,8 @@ import pytest
 from annealed_core.objectives import AVO, ELBO
 from annealed_core.running.density import Density
 from annealed_report import comparison
-from annealed_report.comparison import Interval, difference, interval, paired_shares, select, spread, verdict
-
-T_QUANTILES = {2: 12.7062, 3: 4.3027, 5: 2.7764, 10: 2.2622, 30: 2.0452}  # two-sided 95 %, n - 1 degrees of freedom
-
-
-@pytest.mark.parametrize(("n", "quantile"), T_QUANTILES.items())
-def test_the_interval_is_students(n, quantile):
-    values = [math.sin(7 * i) for i in range(n)]
-    found, error = interval(values), statistics.stdev(values) / n**0.5
-    assert (found.mean, found.standard_error, found.n) == (statistics.fmean(values), pytest.approx(error), n)
-    assert found.half_width == pytest.approx(quantile * error, rel=1e-4)
-    assert found.high - found.mean == pytest.approx(found.mean - found.low)
-
-
-def test_the_interval_covers_the_mean_in_95_of_100_cases():
-    generator = random.Random(0)
-    found = [interval([generator.gauss(1, 2) for _ in range(4)]) for _ in range(4000)]
-    assert sum(i.low <= 1 <= i.high for i in found) / 4000 == pytest.approx(0.95, abs=0.015)
-
-
-def test_a_single_value_has_no_interval_and_equal_values_one_of_no_width():
-    found = interval([3.0])
-    assert (found.mean, found.low, found.high, found.n) == (3.0, -math.inf, math.inf, 1)
-    assert math.isnan(found.standard_error)
-    assert interval([2.0] * 4) == Interval(2.0, 0.0, 2.0, 2.0, 4)
-
-
-@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], [1.0, -math.inf]])
-def test_no_interval_of_nothing_or_of_values_that_are_not_finite(values):
-    with pytest.raises(ValueError, match="an interval needs at least one value, all finite, got"):
-        interval(values)
-
-
-def test_text_gives_mean_and_half_width():
-    near_zero = Interval(-0.004, 0.01, -0.024, 0.016, 5)
-    assert Interval(1.234, 0.1, 1.034, 1.434, 5).text() == "1.23 ± 0.20"
-    assert (near_zero.text(), near_zero.text(3)) == ("0.00 ± 0.02", "−0.004 ± 0.020")
-    assert comparison.text(interval([-0.5])) == "−0.50 (1 seed)" and comparison.text(None) == "–"
-
-
-def between(low, high):
-    return Interval((low + high) / 2, 1.0, low, high, 5)
-
-
-CASES = [
-    (between(0.1, 0.9), 0.0, "reproduced"),
-    (between(0.1, 0.5), 0.5, "reproduced"),
-    (between(0.1, 0.4), 0.5, "negligible"),
-    (between(-0.9, -0.1), 0.0, "reversed"),
-    (between(-0.9, -0.1), 0.9, "reversed"),
-    (between(-0.9, -0.1), 1.0, "negligible"),
-    (between(-0.2, 0.2), 0.5, "not reproduced"),
-    (between(-9.0, 0.2), 0.5, "not reproduced"),
-    (between(-0.2, 0.2), 0.0, "inconclusive"),
-    (between(-0.2, 0.7), 0.5, "inconclusive"),
-    (between(0.0, 0.0), 0.5, "not reproduced"),
-    (interval([3.0]), 0.5, "inconclusive"),
-    (None, 0.5, "not yet run"),
-]
-
-
-@pytest.mark.parametrize(("difference", "smallest_effect", "word"), CASES)
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_verdict_of_every_case(difference, smallest_effect, word, sign):
-    if sign == -1 and difference is not None:
-        difference = Interval(-difference.mean, 1.0, -difference.high, -difference.low, difference.n)
-    assert verdict(difference, sign, smallest_effect) == word
-
-
-def test_every_word_has_a_case():
-    assert {word for *_, word in CASES} == set(comparison.VERDICTS)
-
-
-@pytest.mark.parametrize("sign", [0, 2, -0.5])
-def test_a_claim_needs_a_sign(sign):
-    with pytest.raises(ValueError, match="claimed_sign must be"):
-        verdict(between(0, 1), sign)
-
-
-def test_pairs_that_all_agree_are_no_certainty():
-    none = paired_shares([False] * 10, [False] * 10)
-    assert none.mean == 0 and none.low == -none.high and 0.1 < none.high < 0.31
-    assert verdict(none, -1, smallest_effect=0.1) == "inconclusive"
-
-
-def test_shares_that_differ_in_most_pairs_differ():
-    found = paired_shares([False] * 10, [True] * 7 + [False] * 3)
-    assert found.mean == pytest.approx(-7 / 12) and found.high < 0 and found.n == 10
-    assert paired_shares([True] * 7 + [False] * 3, [False] * 10).low == -found.high
-    for ours in ([True], []):
-        with pytest.raises(ValueError, match=r"zip\(\) argument 2 is shorter|at least one pair"):
-            paired_shares(ours, [])
-
-
-# ---- over runs
+from annealed_report.comparison import difference, select, spread
+from annealed_report.statistics import interval
 
 
 def runs_of(values, **fields):
@@ -153,6 +57,11 @@ def test_a_mode_is_lost_with_less_than_a_fifth_of_its_samples():
         assert comparison.loses_a_mode(SimpleNamespace(spec=spec, metrics={"mode_shares": shares})) is lost
     own = SimpleNamespace(target=SimpleNamespace(modes=(None, [0.5, 0.5])))
     assert comparison.loses_a_mode(SimpleNamespace(spec=own, metrics={"mode_shares": [0.95, 0.05]}))
+
+
+def test_the_error_of_the_modes_masses_is_their_total_variation_from_the_samples():
+    run = SimpleNamespace(spec=SimpleNamespace(target="D"), metrics={"mode_shares": (0.0, 0.3, 0.5, 0.2)})
+    assert comparison.mode_error(run) == pytest.approx(0.1)
 
 
 def test_the_spread_over_settings_is_taken_within_each_seed():
