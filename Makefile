@@ -49,9 +49,9 @@ audit: $(SETUP) ## Run a random twentieth of the committed results again, and sh
 	@$(PY) -m annealed_report.audit $(ARGS)
 
 test: lint ## All checks: lint, unit tests, quick report, notebooks against their outputs, built pages [20 min; 15 min again]
-	$(PY) -m pytest tests $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal tests $(ARGS)
 	$(PY) -m annealed_report --profile quick
-	ANNEALED_PROGRESS=0 $(PY) -m pytest --nbval notebooks
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --nbval notebooks
 	$(PY) -m annealed_report --check build/report/quick
 	ANNEALED_PAGES=build/report/quick $(PY) -m pytest tests/test_report.py -k built
 
