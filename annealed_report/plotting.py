@@ -19,8 +19,7 @@ from annealed_report.comparison import Interval
 
 NAMES = {"elbo": "HVI, ELBO", "hvi": "HVI", "avo": "HVI-AVO", "vae": "VAE", "iaf": "IAF", "planar": "planar flow"}
 NAMES |= {"householder": "Householder flow", "iaf-elbo": "IAF, ELBO", "iaf-avo": "IAF-AVO"}
-_PALETTE = sns.color_palette("colorblind")
-_blue, _orange, _green, _red, _purple, _brown, _pink, _grey, _yellow, _cyan = _PALETTE
+_blue, _orange, _green, _red, _purple, _, _, _grey, _, _cyan = sns.color_palette("colorblind")
 DARK = "#444444"
 SCHEDULE_COLOURS: dict[str, Any] = {"constant": _grey, "linear": _purple, "geometric": _cyan, "cyclical": _red}
 #: One colour a method, through the whole report, by its key or its name.
@@ -89,7 +88,7 @@ def show_animation(
 
 
 def _with_colours(picture: PIL.Image.Image, colours: int) -> PIL.Image.Image:
-    """The same picture in few colours: 256 give a third of the size, and for the eye no difference."""
+    """256 colours give a third of the size, and for the eye no difference."""
     return picture.convert("RGB").quantize(colours, dither=PIL.Image.Dither.NONE)
 
 
@@ -150,7 +149,7 @@ def intervals(
     offsets = np.linspace(-0.2, 0.2, len(series)) if len(series) > 1 else [0.0]
     for number, (name, offset) in enumerate(zip(series, offsets, strict=True)):
         found = {row + offset: group[name] for row, group in enumerate(groups.values()) if name in group}
-        colour = COLOURS.get(name, _PALETTE[number % 10] if len(series) > 1 else DARK)
+        colour = COLOURS.get(name, f"C{number}" if len(series) > 1 else DARK)
         means, errors = means_and_errors(found.values())
         axes.errorbar(
             means, list(found), xerr=errors, fmt="o", ms=5, capsize=3, color=colour, label=names.get(name, name)

@@ -84,11 +84,10 @@ def _commit() -> str:
         return "unknown"
 
 
-def record(profile: str, name: str, runs: Sequence[Run], every: int | None = None) -> None:
+def record(profile: str, name: str, runs: Sequence[Run]) -> None:
     """Add the runs to `results/<profile>/<name>.json`, in place of older records of the same descriptions.
 
-    With `every`, one line of their histories out of so many is kept too, the last one among them; 0 keeps none, and
-    unless given it is what `HISTORIES` says.
+    Of their histories one line out of so many as `HISTORIES` says is kept too, the last one among them.
 
     Only `make record` does so, by setting $ANNEALED_RECORD: whoever just looks at a full run changes no committed file.
     Raises ValueError for a run with an object of the user's own, which could not be read back.
@@ -98,9 +97,8 @@ def record(profile: str, name: str, runs: Sequence[Run], every: int | None = Non
     for run in runs:
         for field, own in own_objects(run.spec).items():
             raise ValueError(f"{field} must be a description of ours, to be recorded, got {own!r}")
-    path, every = _path(profile, name), HISTORIES.get(name, 0) if every is None else every
-    lines = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    known = {from_json(line["spec"]): line for line in lines}
+    path, every = _path(profile, name), HISTORIES.get(name)
+    known = {from_json(line["spec"]): line for line in _lines(path)}
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = {"machine": machine(), "versions": versions(), "date": today, "commit": _commit()}
     for run in runs:
@@ -109,22 +107,17 @@ def record(profile: str, name: str, runs: Sequence[Run], every: int | None = Non
         if every:
             new["history"] = run.history[::-1][::every][::-1]
         old = known.setdefault(run.spec, new)
-        if _text(old["metrics"]) != _text(run.metrics):
+        if _text(_rounded(old["metrics"])) != _text(_rounded(run.metrics)):
             known[run.spec] = new
         elif "history" in new:  # a run found again keeps the date and commit it was made at
             old["history"] = new["history"]
-    replace_file(path, written({json.dumps(to_json(spec)): line for spec, line in known.items()}))
-
-
-def written(records: dict[str, dict[str, Any]]) -> bytes:
-    """A file of records, from each description's JSON: one a line, in the order of their descriptions."""
-    lines = [{**_rounded(records[spec]), "spec": json.loads(spec)} for spec in sorted(records)]
-    texts = (json.dumps(line, sort_keys=True, separators=(",", ":")) for line in lines)
-    return ("[\n" + ",\n".join(texts) + "\n]\n").encode()
+    specs = sorted(known, key=lambda spec: json.dumps(to_json(spec)))
+    texts = (_text({**_rounded(known[spec]), "spec": to_json(spec)}) for spec in specs)
+    replace_file(path, ("[\n" + ",\n".join(texts) + "\n]\n").encode())
 
 
 def _text(value: Any) -> str:
-    return json.dumps(_rounded(value), sort_keys=True)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _rounded(value: Any) -> Any:
@@ -138,11 +131,11 @@ def _rounded(value: Any) -> Any:
 
 def load(profile: str, name: str) -> list[Record]:
     """The committed records of that profile, an empty list where there are none."""
-    path = _path(profile, name)
-    if not path.exists():
-        return []
-    lines = json.loads(path.read_text(encoding="utf-8"))
-    return [Record(**{**line, "spec": from_json(line["spec"])}) for line in lines]
+    return [Record(**{**line, "spec": from_json(line["spec"])}) for line in _lines(_path(profile, name))]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def _path(profile: str, name: str) -> Path:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +14,7 @@ from annealed_report.studies import STUDIES
 
 SPECS = [Density(target="D", seed=seed, n_transitions=1, steps=2, samples=50) for seed in (0, 1)]
 COMMITTED = sorted(results.FOLDER.glob("*/*.json"))
+committed = pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}-{p.stem}")
 
 
 @pytest.fixture
@@ -78,20 +78,17 @@ def test_who_just_looks_at_a_run_changes_no_committed_file(folder, monkeypatch):
     assert results.provenance([]) == "not yet run"
 
 
-def test_a_record_keeps_as_much_of_the_history_as_is_asked_for(folder):
-    whole = run(SPECS[0].replace(steps=1250))  # five lines
-    results.record("full", "some", [whole], every=2)
-    (found,) = results.load("full", "some")
-    assert [line["step"] for line in found.history] == [250, 750, 1250]
-    results.record("full", "other", [whole])
-    assert results.load("full", "other")[0].history == ()
-    results.record("full", "collapse", [whole])
-    assert len(results.load("full", "collapse")[0].history) == 5
+@pytest.mark.parametrize(
+    ("study", "kept"), [("some", []), ("folded_line", [250, 1250]), ("collapse", [250, 500, 750, 1000, 1250])]
+)
+def test_a_record_keeps_as_much_of_the_history_as_its_study_asks_for(study, kept, folder):
+    results.record("full", study, [run(SPECS[0].replace(steps=1250))])
+    assert [line["step"] for line in results.load("full", study)[0].history] == kept
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}-{p.stem}")
+@committed
 def test_committed_records_are_complete_and_name_no_computer(path):
-    records = json.loads(Path(path).read_text())
+    records = json.loads(path.read_text())
     assert records and path.stem in STUDIES
     assert len({from_json(line["spec"]) for line in records}) == len(records)
     for line in records:
@@ -101,7 +98,7 @@ def test_committed_records_are_complete_and_name_no_computer(path):
         assert line["seconds"] > 0 and re.fullmatch(r"\d{4}-\d\d-\d\d", line["date"])
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: f"{p.parent.name}-{p.stem}")
+@committed
 def test_what_is_paired_comes_from_one_state_of_the_code_or_is_known_not_to(path):
     records = results.load(path.parent.name, path.stem)
     states = {record.code for record in records}
