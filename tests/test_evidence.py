@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from draws import CORNERS, Four
 
 from annealed_core import evidence
 from annealed_core.chain import Chain
@@ -94,22 +95,6 @@ def test_mass_of_the_target_outside_the_square_counts():
     assert evidence.total_variation(torch.randn(200_000, 2), wide, half_width=1.0) < 0.03
 
 
-CORNERS = torch.tensor([[20.0, 20.0], [-20.0, 20.0], [20.0, -20.0], [-20.0, -20.0]])
-
-
-class Four:
-    """Four modes far from the origin, with what the arguments declare."""
-
-    dim, base_scale, modes = 2, 15.0, (CORNERS, torch.full((4,), 0.25))
-
-    def __init__(self, shift=0.0, **declared):
-        self.shift = shift
-        vars(self).update(declared)
-
-    def log_prob(self, z):
-        return torch.logsumexp(-0.5 * (z.unsqueeze(-2) - CORNERS.to(z)).square().sum(-1), -1) + self.shift
-
-
 def around(*corners, n=20_000, scale=1.0):
     torch.manual_seed(0)
     return CORNERS[torch.tensor(corners)[torch.arange(n) % len(corners)]] + scale * torch.randn(n, 2)
@@ -135,13 +120,9 @@ def test_the_square_follows_what_a_target_declares(shift, declared):
 REFUSED = {
     "nothing declared": (Four(), "support 12 of Four holds 0.0% of its mass"),
     "a support that is too small": (Four(support=20.0), "support 20 of Four holds 25.0% of its mass"),
-    "a support far too small": (Four(support=6.0), "support 6 of Four holds 0.0% of its mass"),
     "log Z known": (Four(log_normalizer=math.log(8 * math.pi)), "support 12 of Four holds 0.0% of its mass"),
     "a box that is too small": (Four(support=40.0, box=20.0), "box 20 of Four holds 25.0% of its mass"),
-    "a wrong log Z": (
-        Four(support=40.0, log_normalizer=0.0),
-        "support 40 of Four holds 251[0-9.]+% of its mass by log Z = 0",
-    ),
+    "a wrong log Z": (Four(support=40.0, log_normalizer=0.0), "support 40 of Four holds 251[0-9.]+% of its mass"),
     "large constants": (Four(1e6), "support 12 of Four holds 0.0% of its mass by log Z = 1"),
 }
 
@@ -149,10 +130,8 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("z", [around(0), around(0, 1, 2, 3), torch.zeros(100, 2)])
 def test_figures_of_a_square_that_misses_the_targets_mass_are_refused(case, z):
-    target, message = REFUSED[case]
-    with pytest.raises(
-        ValueError, match=f"^{message}.*: declare a (support|box) of about [0-9.]+, half the"
-    ) as refusal:
+    target, said = REFUSED[case]
+    with pytest.raises(ValueError, match=f"^{said}.*: declare a (support|box) of about [0-9.]+, half the") as refusal:
         evidence.total_variation(z, target)
     assert "\n" not in str(refusal.value)
 
@@ -196,14 +175,6 @@ def test_a_bad_chain_in_a_right_square_is_not_refused(scale):
     z[:4000] = scale * (1 + z[:4000].abs())
     for target in (ENERGIES["D"], SimpleNamespace(dim=2, log_prob=ENERGIES["D"].log_prob)):
         assert evidence.total_variation(z, target) == pytest.approx(0.8, abs=0.06)
-
-
-@pytest.mark.parametrize("name", [*"ABCDEF", "ring8", "gmm40"])
-def test_the_named_targets_are_judged_by_their_own_squares(name):
-    target = ENERGIES[name]
-    z = target.base_scale * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
-    own, told = evidence.total_variation(z, target), evidence.total_variation(z, target, target.box)
-    assert own == told
 
 
 def test_a_half_width_that_is_given_is_taken_as_it_is():
@@ -295,16 +266,6 @@ def test_log_mean_weight_is_the_log_of_the_mean():
     torch.testing.assert_close(error, torch.tensor([0.5, 0.0], dtype=torch.float64))  # sd sqrt(2), over 2 sqrt(2)
 
 
-def test_the_standard_error_of_log_mean_weight_is_calibrated():
-    torch.manual_seed(0)
-    log_weights = 0.5 * torch.randn(400, 3000, dtype=torch.float64)  # log-normal: mean exp(1/8)
-    estimate, error = evidence.log_mean_weight(log_weights)
-    standard = (estimate - 1 / 8) / error
-    assert abs(float(standard.mean())) < 0.1
-    assert float(standard.std()) == pytest.approx(1, abs=0.06)
-    assert float((standard.abs() < 1.96).double().mean()) == pytest.approx(0.95, abs=0.015)
-
-
 @pytest.mark.parametrize("chunk", [1, 7, 64, 4096])
 @pytest.mark.parametrize("batch", [(), (3,), (2, 5)])
 def test_importance_sampling_has_a_weight_for_each_sample_whatever_the_chunk(chunk, batch):
@@ -324,17 +285,6 @@ def test_importance_sampling_has_a_weight_for_each_sample_whatever_the_chunk(chu
 def test_a_single_weight_has_no_standard_error_and_no_warning():
     estimate, error = evidence.log_mean_weight(torch.full((1, 3), 2.0))
     assert (estimate == 2).all() and error.shape == (3,) and error.isnan().all()
-
-
-@pytest.mark.parametrize("k", [-0.3, 0.1, 0.5, 0.7, 1.5])
-def test_pareto_k_finds_the_shape_of_generalized_pareto_weights(k):
-    torch.manual_seed(0)
-    n, tail = 10_000, 300
-    weights = torch.expm1(-k * torch.rand(n, 200, dtype=torch.float64).log()) / k
-    expected = (tail * k + 5) / (tail + 10)  # with the prior of PSIS
-    found = evidence.pareto_k((1 + weights).log())
-    assert float(found.mean()) == pytest.approx(expected, abs=0.02)
-    assert float(found.std()) == pytest.approx((1 + k) / tail**0.5, rel=0.25)  # that of the best estimator
 
 
 # What the PSIS of ArviZ 0.23 gives.
@@ -400,15 +350,6 @@ def test_a_lost_mode_is_its_mass_in_total_variation_and_shows_in_the_divergence_
     assert 0.3 < forward < 0.1 * math.log(50_000)
 
 
-def test_samples_where_there_is_no_mass_show_in_the_divergence_of_the_samples_from_the_target():
-    z = samples_of_d(50_000)
-    strewn = torch.cat([z, torch.rand(5000, 2) * 8 - 4])
-    _, reverse, forward = evidence.grid_divergences(strewn, ENERGIES["D"])
-    assert reverse > 4 * forward
-    _, away, _ = evidence.grid_divergences(torch.full((100, 2), math.nan), ENERGIES["D"])
-    assert 10 < away <= -math.log(1e-16)
-
-
 def test_grid_divergences_are_those_of_the_shares_by_hand():
     z = torch.tensor([[0.5, 0.5], [0.5, -0.5], [0.5, -0.5], [3.0, 0.0]])
     truth = evidence.cell_masses(gaussian(), 1.0, bins=2).flatten()
@@ -419,6 +360,8 @@ def test_grid_divergences_are_those_of_the_shares_by_hand():
     assert forward == pytest.approx(float((truth * (truth / smooth).log()).sum()))
     q, p = drawn[2:] / 4, truth[2:]
     assert reverse == pytest.approx(float((q * (q / p).log()).sum()))
+    _, away, _ = evidence.grid_divergences(torch.full((100, 2), math.nan), ENERGIES["D"])
+    assert 10 < away <= -math.log(1e-16)  # where there is no mass, as little as quadrature can tell counts
 
 
 def test_the_jackknifes_standard_error_of_a_mean_is_the_usual_one():
@@ -441,16 +384,6 @@ def test_the_jackknife_leaves_out_weights_with_their_samples():
     assert float(found) == pytest.approx(float(delta), rel=0.15)
 
 
-def test_the_standard_error_of_the_total_variation_shrinks_with_the_number_of_samples_and_is_calibrated():
-    judge = lambda z: evidence.total_variation(z, ENERGIES["D"], bins=4)
-    few, many = (evidence.standard_error(judge, samples_of_d(n)) for n in (1000, 64_000))
-    assert 0 < many < few / 2
-    shifted = lambda seed: samples_of_d(1000, seed) + 0.2
-    spread = torch.tensor([judge(shifted(seed)) for seed in range(200)]).std()
-    errors = torch.stack([evidence.standard_error(judge, shifted(seed)) for seed in range(5)])
-    assert float(errors.mean()) == pytest.approx(float(spread), rel=0.3)
-
-
 @pytest.mark.parametrize("blocks", [1, 0, 11])
 def test_the_jackknife_refuses_blocks_that_do_not_fit(blocks):
     with pytest.raises(ValueError, match=rf"^blocks must lie in \[2, 10\], the number of samples, got {blocks}$"):
@@ -468,25 +401,18 @@ def annealed(target, scale=3.0, n_transitions=4, trained=False):
 
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("name", ["A", "D"])
-def test_path_gaps_are_zero_at_first_and_never_negative(name, trained):
+def test_path_gaps_go_from_zero_to_what_the_elbo_lacks_and_are_never_negative(name, trained):
     path, chain = annealed(ENERGIES[name], trained=trained)
     torch.manual_seed(0)
     gaps, errors = evidence.path_gaps(chain, path, 4000)
+    torch.manual_seed(0)
+    log_weight = chain.log_weight(ENERGIES[name], chain.rsample(4000)).detach()
+    lacks = evidence.log_normalizer_quadrature(ENERGIES[name]) - float(log_weight.mean())
+    assert float(gaps[-1]) == pytest.approx(lacks, abs=1e-4)
+    assert float(errors[-1]) == pytest.approx(float(log_weight.std()) / 4000**0.5)
     assert gaps.shape == errors.shape == (5,)
     assert abs(gaps[0]) < 1e-3 and errors[0] < 1e-9
     assert (gaps[1:] > -4 * errors[1:]).all() and (gaps[1:] > 0.01).all() and (errors[1:] > 0).all()
-
-
-@pytest.mark.parametrize("trained", [False, True])
-def test_the_last_path_gap_is_what_the_elbo_lacks(trained):
-    path, chain = annealed(ENERGIES["A"], trained=trained)
-    torch.manual_seed(0)
-    gaps, errors = evidence.path_gaps(chain, path, 500)
-    torch.manual_seed(0)
-    log_weight = chain.log_weight(ENERGIES["A"], chain.rsample(500)).detach()
-    log_z = evidence.log_normalizer_quadrature(ENERGIES["A"])
-    assert float(gaps[-1]) == pytest.approx(log_z - float(log_weight.mean()), abs=1e-4)
-    assert float(errors[-1]) == pytest.approx(float(log_weight.std()) / 500**0.5)
 
 
 def test_a_path_gap_is_the_divergence_of_its_gaussians():

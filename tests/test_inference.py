@@ -6,22 +6,13 @@ import math
 import pytest
 import torch
 from linear_gaussian import FLOAT, FLOWS, Blur, LinearGaussian, correlated, orthogonal, seen, turned
-from torch.distributions import (
-    Categorical,
-    Independent,
-    MixtureSameFamily,
-    MultivariateNormal,
-    Normal,
-    kl_divergence,
-)
+from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 from torch.func import jacrev
 
 from annealed_core import evidence
-from annealed_core.chain import Chain
-from annealed_core.flows import IAF, PlanarFlow
+from annealed_core.flows import IAF
 from annealed_core.judging import inference, likelihood
 from annealed_core.kernels import Gated, GatedGaussianPair
-from annealed_core.moves import Metropolis
 from annealed_core.vae import VAE
 
 
@@ -43,9 +34,8 @@ def test_the_gaps_are_the_closed_forms_and_add_up():
     x = model.simulate(10)[1]
     found = gaps(model, x)
     assert found.estimator == "importance sampling"
-    assert (
-        found.approximation.mean() == pytest.approx(closed_form_gap(model), abs=0.03) and closed_form_gap(model) > 0.3
-    )
+    assert found.approximation.mean() == pytest.approx(closed_form_gap(model), abs=0.03)
+    assert closed_form_gap(model) > 0.3
     shift = torch.full((3,), 0.3, dtype=FLOAT)
     stretched = 3 * (0.5 * (1.3**2 - 1) - math.log(1.3)) + 0.5 * float(shift @ model.precision @ shift)
     assert found.amortisation.mean() == pytest.approx(stretched, abs=0.05)
@@ -56,9 +46,8 @@ def test_the_gaps_are_the_closed_forms_and_add_up():
 def test_perfect_amortisation_has_no_gap():
     model = correlated()
     found = gaps(model, model.simulate(10)[1])
-    assert abs(found.amortisation.mean()) < 0.01 and found.approximation.mean() == pytest.approx(
-        closed_form_gap(model), abs=0.03
-    )
+    assert abs(found.amortisation.mean()) < 0.01
+    assert found.approximation.mean() == pytest.approx(closed_form_gap(model), abs=0.03)
 
 
 def test_a_family_that_holds_the_posterior_has_no_approximation_gap():
@@ -80,8 +69,8 @@ def test_with_kernels_the_base_is_fitted_and_the_models_weights_stay():
     vae = VAE(2, 6, [GatedGaussianPair(2, 5, 6)]).eval()
     x = (torch.rand(4, 784) < 0.3).float()
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    annealed = likelihood.ais(vae, x, 8, 100).log_px
-    found = inference.inference_gaps(vae, x, 100, n_samples=1000, log_px={"ais": annealed})
+    known = likelihood.importance_sampling(vae, x, 20_000).log_px
+    found = inference.inference_gaps(vae, x, 100, n_samples=1000, log_px={"known": known})
     assert found.amortisation.mean() > 0 and found.approximation.mean() > -0.05
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in vae.parameters())
@@ -89,11 +78,7 @@ def test_with_kernels_the_base_is_fitted_and_the_models_weights_stay():
 
 @pytest.mark.parametrize(
     ("kernels", "base", "start"),
-    [
-        (Gated(hidden=5), "encoder", "posterior"),
-        (Gated(hidden=5), "prior", "prior"),
-        (IAF(hidden=5), "encoder", "prior"),
-    ],
+    [(Gated(5), "encoder", "posterior"), (Gated(5), "prior", "prior"), (IAF(hidden=5), "encoder", "prior")],
 )
 def test_bounds_bracket_the_likelihood_of_a_model_with_two_latents(kernels, base, start, monkeypatch):
     """Where importance sampling is good, annealing agrees with it, and the sandwich closes."""
@@ -102,7 +87,7 @@ def test_bounds_bracket_the_likelihood_of_a_model_with_two_latents(kernels, base
 
         def noted(*values, name=name, estimate=estimate, **fields):
             starts[name] = fields["start"]
-            return estimate(*values, **fields | {"n_temperatures": 60})
+            return estimate(*values, **fields | {"n_temperatures": 30})
 
         monkeypatch.setattr(likelihood, name, noted)
     torch.manual_seed(0)
@@ -115,26 +100,6 @@ def test_bounds_bracket_the_likelihood_of_a_model_with_two_latents(kernels, base
     assert abs(found["bdmc_gap"]) < 0.2 + 2 * found["bdmc_gap_se"] and found["is_minus_ais_se"] > 0
     assert found["approximation_gap"] > -0.1 and found["amortisation_gap"] > 0
     assert starts == {"ais": start, "bdmc": start}
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda m, x, g: inference.active_units(m, x, n_samples=4, generator=g)[1],
-        lambda m, x, g: (
-            inference.inference_gaps(m, x, 2, n_samples=3, log_px={"known": x[:, 0]}, generator=g).best_bound
-        ),
-        lambda m, x, g: inference.aggregate_kl(m, x, generator=g),
-        lambda m, x, g: inference.kernels_at_work(m, x, generator=g),
-    ],
-)
-def test_the_generator_decides_and_nothing_else_is_drawn_from(draw):
-    torch.manual_seed(0)
-    vae, x = VAE(2, 6, [GatedGaussianPair(2, 5, 6)]).eval(), (torch.rand(3, 784) < 0.3).float()
-    state = torch.get_rng_state()
-    one, same, other = (draw(vae, x, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    assert str(one) == str(same) != str(other) and torch.equal(torch.get_rng_state(), state)
-    assert all(parameter.grad is None for parameter in vae.parameters())
 
 
 def informative(k, kernels=()):
@@ -193,7 +158,7 @@ def test_the_terms_are_those_of_the_mixture_over_all_images(monkeypatch):
     exact = kl_divergence(posteriors, prior)
     assert found["mean_kl"] == pytest.approx(float(exact.mean()), abs=0.02)
     assert found["mean_kl_se"] == pytest.approx(float(exact.std() / 40**0.5), rel=0.05)
-    monkeypatch.setattr(inference, "WEIGHTS", 1)
+    monkeypatch.setattr(inference, "WEIGHTS", 4000)
     torch.manual_seed(0)
     assert inference.aggregate_kl(model, x, 500) == pytest.approx(found)
 
@@ -272,7 +237,7 @@ def test_the_densities_of_flows_are_those_of_the_change_of_variables(name):
 @torch.no_grad()
 def test_the_aggregate_of_flows_integrates_to_one(name):
     model, x = seen(name, latents=2, length=2, move=0.05, count=5)
-    z, area = evidence.grid(15.0, 250)
+    z, area = evidence.grid(15.0, 150)
     found = inference._log_densities(model.posterior(x), z.flatten(0, 1), 1)
     assert (found.exp().sum(0) * area).tolist() == pytest.approx([1] * 5, abs=0.02)
 
@@ -293,23 +258,9 @@ def test_with_flows_that_turn_gaussians_all_terms_are_those_of_the_turned_ones(n
     assert found["mutual_information"] == pytest.approx(float(information.mean()), abs=0.02)
     assert found["aggregate_kl"] == pytest.approx(float((exact - information).mean()), abs=0.03)
     assert found["aggregate_entropy"] == pytest.approx(-float(mixture.log_prob(z).mean()), abs=0.03)
-    monkeypatch.setattr(inference, "WEIGHTS", 600)
+    monkeypatch.setattr(inference, "WEIGHTS", 100_000)
     torch.manual_seed(0)
-    in_parts = inference.aggregate_kl(model, x, 2000)
-    assert in_parts == pytest.approx(found)
-
-
-@pytest.mark.parametrize("bend", [0.0, 1e-6])
-@torch.no_grad()
-def test_the_densities_of_flows_that_do_next_to_nothing_are_those_of_the_base(bend):
-    model, x = seen("planar", move=0.0)
-    for kernel in model.kernels:
-        kernel.coefficients.free[:3] *= bend  # u
-        kernel.coefficients.context.weight[:3] *= bend
-    z = 2 * torch.randn(7, 3, dtype=FLOAT)
-    found = inference._log_densities(model.posterior(x), z, 1)
-    plain = inference._log_densities(Chain(model.posterior(x).base), z, 1)
-    assert bend * 0.1 <= (found - plain).abs().max() <= bend * 1e3 + 1e-9
+    assert inference.aggregate_kl(model, x, 2000) == pytest.approx(found)
 
 
 @pytest.mark.parametrize("name", FLOWS)
@@ -337,9 +288,8 @@ def test_the_entropy_of_the_aggregate_is_that_of_one_posterior_and_of_which_it_i
     apart = correlated(stretch=1e-6)
     x = apart.simulate(20)[1]
     found, scale = inference.aggregate_kl(apart, x, 400), apart.posterior(x).base.scale
-    assert found["aggregate_entropy"] == pytest.approx(
-        float((of_normal + scale.log()).sum(-1)[0]) + math.log(20), abs=0.1
-    )
+    of_one = float((of_normal + scale.log()).sum(-1)[0])
+    assert found["aggregate_entropy"] == pytest.approx(of_one + math.log(20), abs=0.1)
     assert found["aggregate_entropy_se"] < 0.05
 
 
@@ -352,31 +302,3 @@ def test_the_errors_are_those_over_images():
         spread = torch.tensor([each[name] for each in found]).std()
         claimed = torch.tensor([each[name + "_se"] for each in found]).square().mean().sqrt()
         assert 0.8 * spread < claimed < 2.5 * spread, name
-
-
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda m, x: inference.active_units(m, x[:1]), "x must have at least 2 images, got 1"),
-        (lambda m, x: inference.active_units(m, x, threshold=0.0), "threshold must be finite and above 0, got 0.0"),
-        (lambda m, x: inference.active_units(m, x, n_samples=1), "n_samples must be a whole number from 2, got 1"),
-        (lambda m, x: inference.aggregate_kl(m, x, 0), "n_samples must be a whole number from 1, got 0"),
-        (lambda m, x: inference.aggregate_kl(m, x, 1, 0), "n_reverse must be a whole number from 1, got 0"),
-        (lambda m, x: inference.inference_gaps(m, x, 0), "steps must be a whole number from 1, got 0"),
-        (lambda m, x: inference.inference_gaps(m, x, learning_rate=-1.0), "learning_rate must be finite and above 0"),
-        (lambda m, x: inference.aggregate_kl(m.train(), x), "model must be in evaluation mode, got training = True"),
-        (
-            lambda m, x: inference.aggregate_kl(VAE(2, 6, [*m.kernels, PlanarFlow(2), PlanarFlow(2)]).eval(), x),
-            "model must have kernels that are all flows or all pairs of Gaussians, got GatedGaussianPair, PlanarFlow$",
-        ),
-        (
-            lambda m, x: inference.aggregate_kl(correlated(kernels=[Metropolis(None, 0.1)]), x[:, :6].double()),
-            "model must have kernels that are all flows or all pairs of Gaussians, got Metropolis$",
-        ),
-    ],
-)
-def test_bad_arguments_are_refused_by_name(call, message):
-    torch.manual_seed(0)
-    with pytest.raises(ValueError, match=f"^{message}") as refusal:
-        call(VAE(2, 6, [GatedGaussianPair(2, 5, 6)]).eval(), (torch.rand(3, 784) < 0.3).float())
-    assert "\n" not in str(refusal.value)

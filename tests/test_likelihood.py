@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from draws import images
 from linear_gaussian import LinearGaussian, correlated, orthogonal
 
-from annealed_core import evidence
 from annealed_core.chain import Chain
 from annealed_core.judging import images as parts
 from annealed_core.judging import likelihood
@@ -31,10 +31,6 @@ def at_a_time(monkeypatch, rows, weights=2**22):
     for module in (parts, likelihood):
         monkeypatch.setattr(module, "CHUNK_ROWS", rows)
     monkeypatch.setattr(likelihood, "WEIGHTS", weights)
-
-
-def images(n=4):
-    return (torch.rand(n, 784) < 0.3).double()
 
 
 def test_importance_sampling_finds_the_exact_likelihood_and_how_well_it_does():
@@ -181,16 +177,6 @@ def test_bidirectional_monte_carlo_of_a_vae_draws_its_own_images():
     torch.testing.assert_close(x.mean(), vae.decode(z).mean(), rtol=0, atol=0.002)
 
 
-@pytest.mark.parametrize("n_transitions", [0, 2])
-def test_importance_sampling_of_a_vae_is_that_of_its_chain_and_joint(n_transitions):
-    vae, x = tiny(n_transitions), images()
-    torch.manual_seed(1)
-    found = likelihood.importance_sampling(vae, x, 3000)
-    estimate, error = evidence.log_mean_weight(evidence.importance_sampling(vae.posterior(x), vae.joint(x), 3000))
-    assert ((found.log_px - estimate).abs() < 4 * (found.se.square() + error.square()).sqrt()).all()
-    assert not found.log_px.requires_grad
-
-
 @pytest.mark.parametrize("n_transitions", [0, 1])
 def test_the_parts_do_not_change_the_result(n_transitions, monkeypatch):
     vae, x = tiny(n_transitions), images(5)
@@ -223,25 +209,6 @@ def test_no_more_rows_than_asked_for_are_decoded_at_a_time(monkeypatch):
     assert max(model.rows) == 4 and sum(model.rows) == 70
 
 
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda m, x, g: likelihood.importance_sampling(m, x, 5, generator=g).log_px,
-        lambda m, x, g: likelihood.adaptive_importance_sampling(m, x, 20, 1, generator=g).log_px,
-        lambda m, x, g: likelihood.ais(m, x, 2, 3, generator=g).log_px,
-        lambda m, x, g: likelihood.bdmc(m, 2, 2, 3, generator=g).upper,
-        lambda m, x, g: likelihood.simulate_images(m, 3, generator=g)[1],
-    ],
-)
-def test_the_generator_decides_and_nothing_else_is_drawn_from_or_changed(draw):
-    vae, x = tiny(1), images(2)
-    state = torch.get_rng_state()
-    one, same, other = (draw(vae, x, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    assert torch.equal(one, same) and not torch.equal(one, other)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in vae.parameters())
-
-
 @pytest.mark.parametrize("estimate", [likelihood.importance_sampling, likelihood.ais])
 def test_without_a_generator_that_of_the_chain_is_drawn_from(estimate):
     model = correlated()
@@ -260,33 +227,3 @@ def test_sigmoid_alphas_rise_from_0_to_1_and_are_dense_at_both_ends():
     assert steps[50] > 5 * steps[0]
     by_hand = (1 / (1 + math.exp(4 * 0.5)) - 1 / (1 + math.exp(4))) / (math.tanh(2))
     assert float(alphas[25]) == pytest.approx(by_hand)
-
-
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda m, x: likelihood.importance_sampling(m, x, 0), "n_samples must be a whole number from 1, got 0"),
-        (lambda m, x: likelihood.importance_sampling(m, x[0]), r"x must have shape \(n_images, pixels\), got \(784,\)"),
-        (
-            lambda m, x: likelihood.adaptive_importance_sampling(m, x, 19),
-            "n_samples must be at least 20, 10 for each of 2 latents, got 19",
-        ),
-        (
-            lambda m, x: likelihood.adaptive_importance_sampling(m, x * math.nan, 50),
-            "x, or what the model makes of it, has log-weights that are not finite",
-        ),
-        (lambda m, x: likelihood.ais(m, x[:0]), r"x must have shape \(n_images, pixels\), got \(0, 784\)"),
-        (lambda m, x: likelihood.ais(m.train(), x), "model must be in evaluation mode, got training = True"),
-        (lambda m, x: likelihood.ais(m, x, 1.5), "n_particles must be a whole number from 1, got 1.5"),
-        (lambda m, x: likelihood.ais(m, x, 2, 0), "n_temperatures must be a whole number from 1, got 0"),
-        (lambda m, x: likelihood.ais(m, x, start="data"), "unknown start 'data': choose one of prior, posterior"),
-        (lambda m, x: likelihood.ais(m, x, alphas=[0.0, 0.5]), r"alphas must rise from 0 to 1, got \[0.0, 0.5\]"),
-        (lambda m, x: likelihood.bdmc(m, 0), "n_images must be a whole number from 1, got 0"),
-        (lambda m, x: likelihood.bdmc(m.train(), 2), "model must be in evaluation mode, got training = True"),
-        (lambda m, x: likelihood.sigmoid_alphas(5, -1.0), "steepness must be finite and above 0, got -1.0"),
-    ],
-)
-def test_bad_arguments_are_refused_by_name(call, message):
-    with pytest.raises(ValueError, match=f"^{message}") as refusal:
-        call(tiny(), images(2))
-    assert "\n" not in str(refusal.value)

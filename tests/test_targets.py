@@ -57,12 +57,6 @@ def test_gradient_is_finite_at_the_origin_and_everywhere_in_the_box(name):
     assert gradient[1:].abs().sum(-1).gt(0).all()
 
 
-@every_energy
-def test_gradient_agrees_with_finite_differences(name):
-    z = points(ENERGIES[name], 16).requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: ENERGIES[name].log_prob(z), z)
-
-
 SYMMETRIES = [
     *[(name, (signs, False)) for name in "AC" for signs in ((-1, 1), (1, -1))],
     ("E", ((-1, -1), False)),
@@ -92,9 +86,8 @@ def test_energy_d_is_the_mixture_of_unequal_gaussians_with_variance_a_fifth():
     weights = torch.tensor([0.1, 0.3, 0.4, 0.2], dtype=torch.float64)
     z = points(ENERGIES["D"])
     parts = MultivariateNormal(centres, 0.2 * torch.eye(2, dtype=torch.float64)).log_prob(z.unsqueeze(1))
-    torch.testing.assert_close(
-        ENERGIES["D"].log_prob(z), torch.logsumexp(parts + weights.log(), 1), atol=1e-5, rtol=1e-6
-    )
+    mixture = torch.logsumexp(parts + weights.log(), 1)
+    torch.testing.assert_close(ENERGIES["D"].log_prob(z), mixture, atol=1e-5, rtol=1e-6)
 
 
 @every_energy
@@ -118,13 +111,6 @@ def test_the_box_holds_999_of_1000_and_the_support_everything(name):
     assert support == pytest.approx(wider, abs=5e-4)
 
 
-@pytest.mark.parametrize("name", ["A", "D", "ring8", "gmm40"])
-def test_masses_of_modes_sum_to_one(name):
-    centres, masses = ENERGIES[name].modes
-    assert centres.shape == (len(masses), 2)
-    assert masses.sum() == pytest.approx(1)
-
-
 @pytest.mark.parametrize("name", ["A", "D", "ring8"])
 def test_masses_of_modes_are_the_mass_nearest_to_each_centre(name):
     centres, masses = ENERGIES[name].modes
@@ -132,6 +118,7 @@ def test_masses_of_modes_are_the_mass_nearest_to_each_centre(name):
     z = z.flatten(0, 1)
     found = evidence.mode_masses(z, centres, ENERGIES[name].log_prob(z))
     torch.testing.assert_close(found, masses.double(), atol=1e-3, rtol=0)
+    assert masses.sum() == pytest.approx(1) == ENERGIES["gmm40"].modes[1].sum()
 
 
 @pytest.mark.parametrize("name", ["D", "ring8"])
@@ -156,29 +143,12 @@ def test_the_funnel_is_neals():
     torch.testing.assert_close(ENERGIES["funnel"].log_prob(z), by_hand)
 
 
-def test_the_funnel_integrates_to_one():
-    torch.manual_seed(0)
-    n, wider = 100_000, 1.1  # in every direction, so that no weight is large
-    first = 3 * wider * torch.randn(n, dtype=torch.float64)
-    scale = wider * (first / 2).exp().unsqueeze(-1)
-    rest = scale * torch.randn((n, 9), dtype=torch.float64)
-    log_drawn = Normal(0, 3 * wider).log_prob(first) + Normal(0, scale).log_prob(rest).sum(-1)
-    log_weights = ENERGIES["funnel"].log_prob(torch.cat([first.unsqueeze(-1), rest], -1)) - log_drawn
-    log_z, error = evidence.log_mean_weight(log_weights)
-    assert error < 0.002 and log_z == pytest.approx(0, abs=4 * float(error))
-
-
-def pair_of_the_many_well(points=4000, half_width=6.0):
-    """A line, log f along it in each of a pair's two coordinates, (2, points), and the length of a cell."""
-    step = 2 * half_width / points
-    line = -half_width + step * (torch.arange(points, dtype=torch.float64) + 0.5)
-    z = torch.zeros(2, points, 32, dtype=torch.float64)
-    z[0, :, 0], z[1, :, 1] = line, line
-    return line, ENERGIES["many_well"].log_prob(z), step
-
-
 def test_the_many_wells_log_normalizer_is_that_of_one_dimensional_quadrature():
-    line, (wells, widths), step = pair_of_the_many_well()
+    step = 12 / 4000
+    line = -6 + step * (torch.arange(4000, dtype=torch.float64) + 0.5)
+    z = torch.zeros(2, 4000, 32, dtype=torch.float64)  # along each of a pair's two coordinates
+    z[0, :, 0] = z[1, :, 1] = line
+    wells, widths = ENERGIES["many_well"].log_prob(z)
     assert float(wells.exp().sum() * step) == pytest.approx(11784.51, abs=0.005)
     assert float(widths.exp().sum() * step) == pytest.approx(math.sqrt(2 * math.pi))
     pair = torch.logsumexp(wells, 0) + torch.logsumexp(widths, 0) + 2 * math.log(step)
@@ -266,7 +236,7 @@ def test_the_path_leads_from_base_to_target(name):
     torch.testing.assert_close(path[1].log_prob(z), 0.25 * last + 0.75 * first)
 
 
-@every_energy_of_the_plane
+@pytest.mark.parametrize("name", ["A", "F", "ring8"])
 def test_quadrature_gives_the_log_normalizer_of_every_intermediate_target(name):
     target, alphas = ENERGIES[name], linear_alphas(16)
     base = DiagonalGaussian.isotropic(2, target.base_scale)
