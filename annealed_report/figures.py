@@ -14,8 +14,8 @@ from torch import Tensor
 from annealed_core import evidence
 from annealed_core.chain import Chain
 from annealed_core.targets import GeometricPath, linear_alphas
-from annealed_report.comparison import Interval
 from annealed_report.plotting import COLOURS, NAMES, label_panel, means_and_errors, panels
+from annealed_report.statistics import Interval
 
 
 @torch.no_grad()

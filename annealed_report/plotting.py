@@ -15,7 +15,7 @@ from IPython.display import Image, Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from annealed_report.comparison import Interval
+from annealed_report.statistics import Interval
 
 NAMES = {"elbo": "HVI, ELBO", "hvi": "HVI", "avo": "HVI-AVO", "vae": "VAE", "iaf": "IAF", "planar": "planar flow"}
 NAMES |= {"householder": "Householder flow", "iaf-elbo": "IAF, ELBO", "iaf-avo": "IAF-AVO"}

@@ -13,7 +13,9 @@ from annealed_core.chain import Chain
 from annealed_core.kernels import DiagonalGaussian, Gated
 from annealed_core.targets import ENERGIES
 from annealed_report import figures, plotting
-from annealed_report.comparison import Interval
+from annealed_report.statistics import interval
+
+FIVE, ONE = interval([0.5, 0.75, 1.0, 1.25, 1.5]), interval([2.0])
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +61,7 @@ def test_a_figure_is_shown_once_as_an_image_with_its_alternative_text_and_then_a
 
 
 @pytest.mark.parametrize("how", [show, animate])
-@pytest.mark.parametrize(("caption", "alt"), [("", "alt"), ("caption", ""), (None, "alt"), ("caption", None)])
+@pytest.mark.parametrize(("caption", "alt"), [("", "alt"), ("caption", None)])
 def test_a_figure_without_caption_or_alternative_text_is_refused(how, caption, alt, shown):
     with pytest.raises(ValueError, match="a figure needs a caption and an alternative text"):
         how(caption, alt)
@@ -88,7 +90,7 @@ def test_particles_start_at_the_base_and_end_where_the_chain_ends():
 
 def test_a_table_is_markdown_with_numbers_to_the_right_and_its_caption_above(shown):
     rows = [
-        {"method": "ELBO", "log Z": 1.87654, "interval": Interval(1.5, 0.1, 1.25, 1.75, 5), "n": 5},
+        {"method": "ELBO", "log Z": 1.87654, "interval": FIVE, "n": 5},
         {"method": "a|b", "log Z": None, "interval": None, "n": 1},
     ]
     plotting.table(rows, "What was found.")
@@ -97,7 +99,7 @@ def test_a_table_is_markdown_with_numbers_to_the_right_and_its_caption_above(sho
     assert table.data.splitlines() == [
         "| method | log Z | interval | n |",
         "| :--- | ---: | ---: | ---: |",
-        "| ELBO | 1.877 | 1.50\u00a0±\u00a00.25 | 5 |",
+        "| ELBO | 1.877 | 1.00\u00a0±\u00a00.49 | 5 |",
         r"| a\|b | – | – | 1 |",
     ]
     plotting.table(rows)  # without one
@@ -110,9 +112,6 @@ def test_a_table_is_markdown_with_numbers_to_the_right_and_its_caption_above(sho
 )
 def test_cells_have_three_decimals_at_most(value, cell):
     assert plotting._cell(value) == cell
-
-
-FIVE, ONE = Interval(1.0, 0.1, 0.5, 1.5, 5), Interval(2.0, math.nan, -math.inf, math.inf, 1)
 
 
 def test_intervals_draw_a_dot_for_each_group_and_series_and_a_bar_only_where_there_is_one():
@@ -146,12 +145,8 @@ def test_figures_have_a_panel_for_each_target():
     for figure, n in ((figures.densities(few, columns=2), 2), (figures.samples(drawn, few), 4)):
         figure.canvas.draw()
         assert len(figure.axes) == n
-    assert [(ax.get_ylabel(), ax.get_title()) for ax in figure.axes] == [
-        ("target", "A"),
-        ("", "D"),
-        ("ELBO", ""),
-        ("", ""),
-    ]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["target", "", "ELBO", ""]
+    assert [ax.get_title() for ax in figure.axes] == ["A", "D", "", ""]
 
 
 def test_image_grid_lays_images_side_by_side():
