@@ -75,8 +75,8 @@ clean: ## Delete build/ and caches; runs/, where trained models are kept, stays
 	@find annealed_core annealed_report tests notebooks bench -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) \
 	    -prune -exec rm -rf {} + 2>/dev/null || true
 
-distclean: clean ## Delete also .venv and the unpacked data; runs/ stays
-	@rm -rf annealed_core.egg-info data/MNIST/raw/*-ubyte
+distclean: clean ## Delete also .venv; runs/ stays
+	@rm -rf annealed_core.egg-info
 	@if [ -e "$(VENV)/.annealed" ]; then rm -rf "$(VENV)"; fi
 
 # .annealed marks an environment that this file made: one without .annealed-installed was interrupted and is made anew.
