@@ -16,36 +16,28 @@ MOVES = ("hamiltonian", "langevin", "metropolis")
 every_move = pytest.mark.parametrize("move", MOVES)
 
 
+def gaussian(loc, scale):
+    return DiagonalGaussian(*torch.tensor([loc, scale], dtype=torch.float64))
+
+
 def base(scale=1.0, dim=2):
-    return DiagonalGaussian(
-        torch.zeros(dim, dtype=torch.float64), torch.full((dim,), float(scale), dtype=torch.float64)
-    )
+    return gaussian([0.0] * dim, [scale] * dim)
 
 
-def narrow(log_z=0.7):
+def narrow():
     """A Gaussian off the base's centre: log Z is known."""
-    inner = DiagonalGaussian(
-        torch.tensor([1.0, -1.0], dtype=torch.float64), torch.tensor([0.4, 0.8], dtype=torch.float64)
-    )
-    return Energy("narrow", lambda z: inner.log_prob(z) + log_z)
+    inner = gaussian([1.0, -1.0], [0.4, 0.8])
+    return Energy("narrow", lambda z: inner.log_prob(z) + 0.7)
 
 
 @pytest.mark.parametrize("name", list("ABCDEF"))
-def test_a_thousand_particles_and_two_hundred_temperatures_find_log_z_within_a_twentieth(name):
+def test_a_thousand_particles_and_sixty_temperatures_find_log_z_within_a_twentieth(name):
     target, generator = ENERGIES[name], torch.Generator().manual_seed(1)
     start = DiagonalGaussian.isotropic(2, target.base_scale)
-    particles = ais(target, start, n_particles=1000, n_temperatures=200, generator=generator)
+    particles = ais(target, start, n_particles=1000, n_temperatures=60, generator=generator)
     assert abs(float(particles.log_z) - evidence.log_normalizer_quadrature(target)) < 0.05
     assert particles.log_z_se < 0.03 and particles.ess > 0.5
-    assert len(particles.alphas) == 201 and particles.acceptance.shape == (200,)
-
-
-@pytest.mark.parametrize("name, most", [("A", 100), ("D", 100), ("E", 100)])
-def test_as_many_temperatures_as_the_threshold_takes_find_log_z(name, most):
-    torch.manual_seed(0)
-    particles = ais(ENERGIES[name], DiagonalGaussian.isotropic(2), threshold=0.999)
-    assert 20 < len(particles.alphas) - 1 < most
-    assert abs(float(particles.log_z) - evidence.log_normalizer_quadrature(ENERGIES[name])) < 0.06
+    assert len(particles.alphas) == 61 and particles.acceptance.shape == (60,)
 
 
 @every_move
@@ -86,15 +78,6 @@ def test_the_weights_estimate_the_evidence_of_a_gaussian_and_the_particles_its_m
 
 
 @every_move
-def test_with_a_fixed_step_size_the_mean_weight_is_unbiased(move):
-    torch.manual_seed(0)
-    few = ais(narrow(), base(), 20_000, n_temperatures=3, move=move, step_size=0.4)
-    weights = few.log_weights.exp()
-    error = weights.std() / len(weights) ** 0.5
-    assert error < 0.1 and abs(weights.mean() - math.exp(0.7)) < 4 * error
-
-
-@every_move
 def test_the_step_size_is_adapted_towards_the_acceptance_of_its_move(move):
     torch.manual_seed(0)
     particles = ais(ENERGIES["D"], base(10.0), 400, n_temperatures=60, move=move)
@@ -105,10 +88,9 @@ def test_the_step_size_is_adapted_towards_the_acceptance_of_its_move(move):
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.9, 0.99])
-def test_every_step_of_the_adaptive_path_has_the_conditional_effective_sample_size_asked_for(threshold, monkeypatch):
+def test_every_step_of_the_adaptive_path_has_the_conditional_effective_sample_size_asked_for(threshold):
     torch.manual_seed(0)
-    seen = []
-    target = Energy("A", lambda z: ENERGIES["A"].log_prob(z))
+    seen, target = [], ENERGIES["A"]
     calls = lambda z: seen.append(z) or target.log_prob(z)
     particles = ais(Energy("seen", calls), base(), 500, threshold=threshold, move="metropolis", n_moves=1)
     alphas = particles.alphas
@@ -124,12 +106,6 @@ def test_every_step_of_the_adaptive_path_has_the_conditional_effective_sample_si
     assert sizes[:-1] == pytest.approx([threshold] * (len(sizes) - 1), abs=1e-6)
 
 
-def test_a_higher_threshold_takes_more_temperatures():
-    torch.manual_seed(0)
-    numbers = [len(ais(ENERGIES["D"], base(), 500, threshold=each, n_moves=1).alphas) for each in (0.5, 0.9, 0.99)]
-    assert numbers[0] < numbers[1] < numbers[2]
-
-
 def test_conditional_effective_sample_size_is_its_formula_and_that_of_equal_weights_the_usual_one():
     torch.manual_seed(0)
     log_weights, increments = torch.randn(2, 50, 3, dtype=torch.float64)
@@ -141,24 +117,13 @@ def test_conditional_effective_sample_size_is_its_formula_and_that_of_equal_weig
     torch.testing.assert_close(even, evidence.effective_sample_size(increments))
 
 
-def test_the_given_alphas_are_the_path():
-    torch.manual_seed(0)
-    particles = ais(narrow(), base(), 50, alphas=[0.0, 0.25, 0.5, 1.0])
-    assert particles.alphas.tolist() == [0, 0.25, 0.5, 1] and particles.acceptance.shape == (3,)
-    torch.manual_seed(0)
-    linear = ais(narrow(), base(), 50, n_temperatures=8)
-    torch.manual_seed(0)
-    assert torch.equal(ais(narrow(), base(), 50, alphas=linear_alphas(8)).log_weights, linear.log_weights)
-
-
 @pytest.mark.parametrize("given", [{"n_temperatures": 60}, {"threshold": 0.99}])
 def test_each_element_of_a_batch_is_annealed_for_itself(given):
     torch.manual_seed(0)
-    scales = torch.tensor([0.02, 0.3, 1.0], dtype=torch.float64).unsqueeze(-1).expand(3, 2)
-    inner = DiagonalGaussian(torch.zeros(3, 2, dtype=torch.float64), scales)
+    inner = gaussian([[0.0, 0.0]] * 3, [[0.02, 0.02], [0.3, 0.3], [1.0, 1.0]])
     shifts = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
     target = SimpleNamespace(dim=2, log_prob=lambda z: inner.log_prob(z) + shifts)
-    start = DiagonalGaussian(torch.zeros(3, 2, dtype=torch.float64), torch.ones(3, 2, dtype=torch.float64))
+    start = gaussian([[0.0, 0.0]] * 3, [[1.0, 1.0]] * 3)
     particles = ais(target, start, 500, **given)
     assert particles.z.shape == (500, 3, 2) and particles.log_weights.shape == (500, 3)
     for each in (particles.log_z, particles.log_z_se, particles.ess):
@@ -183,7 +148,7 @@ def test_a_large_constant_in_the_log_density_leaves_log_z_right(constant, dtype)
     target = Energy("steep", lambda z: -0.5 * ((z - 1) / 0.5).square().sum(-1) + constant)
     start = DiagonalGaussian(torch.zeros(2, dtype=dtype), torch.ones(2, dtype=dtype))
     generator = torch.Generator().manual_seed(0)
-    given = {"n_temperatures": 1000, "n_moves": 1, "move": "langevin", "generator": generator}
+    given = {"n_temperatures": 150, "n_moves": 1, "move": "langevin", "generator": generator}
     found = ais(target, start, 500, **given)
     assert found.z.dtype == dtype and found.log_weights.dtype == torch.float64
     assert found.log_z_se < 0.03
@@ -220,33 +185,31 @@ def test_all_randomness_comes_from_the_generator(move):
 def test_exponents_are_taken_in_any_real_type(alphas):
     found = ais(narrow(), base(), 10, alphas=alphas, generator=torch.Generator().manual_seed(0))
     assert found.alphas.tolist() == [0, 0.25, 1] and found.alphas.dtype == torch.float64
+    assert found.acceptance.shape == (2,)
 
 
-def test_exponents_may_be_described():
-    found = ais(narrow(), base(), 10, alphas=GeometricAlphas(0.1), n_temperatures=4)
-    torch.testing.assert_close(found.alphas, geometric_alphas(4, 0.1).double())
+@pytest.mark.parametrize("alphas", [None, linear_alphas(4), linear_alphas, GeometricAlphas(0.1)])
+def test_exponents_are_equally_spaced_unless_they_are_given_or_described(alphas):
+    found = ais(narrow(), base(), 10, alphas=alphas, n_temperatures=4)
+    expected = geometric_alphas(4, 0.1) if isinstance(alphas, GeometricAlphas) else linear_alphas(4)
+    torch.testing.assert_close(found.alphas, expected.double())
 
 
 def test_no_particle_where_the_target_is_above_zero_is_an_error_that_names_the_base():
     far = Energy("far", lambda z: torch.where(z[..., 0] > 1e3, base().log_prob(z), -torch.inf))
     one_of_two = DiagonalGaussian(torch.tensor([[0.0, 0.0], [2e3, 0.0]]), torch.ones(2, 2))
+    said = "^base must reach where target far is above 0, got log_prob = -inf at all 10 particles"
     for start in (base(), one_of_two):
-        with pytest.raises(
-            ValueError, match=r"^base must reach where target far is above 0, got log_prob = -inf at all 10 part"
-        ):
+        with pytest.raises(ValueError, match=said):
             ais(far, start, 10, n_temperatures=3)
     with pytest.raises(ValueError, match=r"^z must be samples of target far, got log_prob = -inf from one of them$"):
         reverse_ais(far, base(), torch.zeros(5, 2), 0.1, n_temperatures=3)
 
 
-def test_no_gradient_reaches_the_particles_and_the_seed_decides_them():
+def test_no_gradient_reaches_the_particles_or_the_target():
     loc = torch.zeros(2, requires_grad=True)
-    target, drawn = DiagonalGaussian(loc, torch.ones(2)), []
-    for _ in range(2):
-        torch.manual_seed(5)
-        drawn.append(ais(target, DiagonalGaussian.isotropic(2, 2.0), 20, n_temperatures=3))
-    assert torch.equal(drawn[0].z, drawn[1].z) and torch.equal(drawn[0].log_weights, drawn[1].log_weights)
-    assert not drawn[0].z.requires_grad and not drawn[0].log_z.requires_grad and loc.grad is None
+    drawn = ais(DiagonalGaussian(loc, torch.ones(2)), DiagonalGaussian.isotropic(2, 2.0), 20, n_temperatures=3)
+    assert not drawn.z.requires_grad and not drawn.log_z.requires_grad and loc.grad is None
 
 
 @pytest.mark.filterwarnings("error")
@@ -268,6 +231,8 @@ def test_a_single_particle_has_an_estimate_without_an_error():
         ({"threshold": math.nan}, r"threshold must lie in \(0, 1\), got nan"),
         ({"threshold": 0.5, "alphas": [0, 1]}, "alphas and threshold exclude each other: a threshold chooses"),
         ({"step_size": 0}, "step_size must be finite and above 0, got 0"),
+        ({"step_size": torch.ones(2), "n_temperatures": 3}, r"step_size must have shape \(3,\), got \(2,\)"),
+        ({"step_size": torch.ones(2), "threshold": 0.9}, "step_size must be a number or None with a threshold"),
         ({"alphas": [0.0, 0.5]}, r"alphas must rise from 0 to 1, got \[0.0, 0.5\]"),
         ({"base": base(dim=3)}, "base must have the target's dim 2, got 3"),
         (
@@ -291,14 +256,19 @@ def test_bad_arguments_are_refused_by_name(given, message):
     assert "\n" not in str(refusal.value)
 
 
+def test_backwards_samples_and_step_sizes_that_do_not_fit_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"^z must have shape \(n, 2\), got \(5, 3\)$"):
+        reverse_ais(narrow(), base(), torch.zeros(5, 3), 0.1)
+    with pytest.raises(ValueError, match=r"^step_size must be finite and above 0, got 0.0$"):
+        reverse_ais(narrow(), base(), torch.zeros(5, 2), 0.0)
+
+
 @every_move
 @pytest.mark.parametrize("n_temperatures", [1, 4])
 def test_backwards_from_exact_samples_the_mean_inverse_weight_is_unbiased(move, n_temperatures):
     torch.manual_seed(0)
     # Wider than the base, so that the inverse weights have a finite variance.
-    wide = DiagonalGaussian(
-        torch.tensor([0.8, -0.8], dtype=torch.float64), torch.tensor([1.2, 1.6], dtype=torch.float64)
-    )
+    wide = gaussian([0.8, -0.8], [1.2, 1.6])
     exact = wide.rsample(torch.randn(20_000, 2, dtype=torch.float64))
     steps = torch.full((n_temperatures,), 0.4, dtype=torch.float64)
     target = Energy("wide", lambda z: wide.log_prob(z) + 0.7)
@@ -342,7 +312,7 @@ def test_the_step_sizes_found_once_can_be_used_again_and_the_mean_weight_is_then
 
 def test_a_step_size_for_each_temperature_and_element_moves_just_that():
     torch.manual_seed(0)
-    start = DiagonalGaussian(torch.zeros(2, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64))
+    start = gaussian([[0.0, 0.0]] * 2, [[1.0, 1.0]] * 2)
     tiny = torch.tensor([[1e-12, 0.3], [1e-12, 0.3]], dtype=torch.float64)
     found = ais(narrow(), start, 200, n_temperatures=2, step_size=tiny)
     torch.manual_seed(0)
@@ -350,29 +320,3 @@ def test_a_step_size_for_each_temperature_and_element_moves_just_that():
     torch.testing.assert_close(found.z[:, 0], begun[:, 0])
     assert ((found.z - begun)[:, 1].abs().amax(-1) > 1e-3).float().mean() > 0.9
     assert ais(narrow(), start, 5, n_temperatures=4).step_sizes.shape == (4, 2)
-
-
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (
-            lambda: ais(narrow(), base(), 5, n_temperatures=3, step_size=torch.ones(2)),
-            r"step_size must have shape \(3,\), got \(2,\)",
-        ),
-        (
-            lambda: ais(narrow(), base(), 5, threshold=0.9, step_size=torch.ones(2)),
-            "step_size must be a number or None with a threshold",
-        ),
-        (
-            lambda: reverse_ais(narrow(), base(), torch.zeros(5, 3), 0.1),
-            r"z must have shape \(n, 2\), got \(5, 3\)",
-        ),
-        (lambda: reverse_ais(narrow(), base(), torch.zeros(5, 2), 0.0), "step_size must be finite and above 0, got 0"),
-        (lambda: reverse_ais(narrow(), base(), torch.zeros(5, 2), 0.1, n_temperatures=0), "n_temperatures must be a"),
-        (lambda: reverse_ais(narrow(), base(), torch.zeros(5, 2), 0.1, move="gibbs"), "unknown move 'gibbs': choose"),
-    ],
-)
-def test_step_sizes_and_samples_that_do_not_fit_are_refused_by_name(call, message):
-    with pytest.raises(ValueError, match=f"^{message}") as refusal:
-        call()
-    assert "\n" not in str(refusal.value)

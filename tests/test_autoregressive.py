@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from draws import draw, generator, images
 from torch.distributions import Bernoulli
 
 from annealed_core.judging import inference, likelihood
@@ -30,20 +31,8 @@ def tiny():
     return vae
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def images(n=4, pixels=784):
-    return (torch.rand(n, pixels) < 0.3).double()
-
-
 def all_images(pixels=4):
     return torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * pixels)
-
-
-def draw(*shape):
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def jacobians(decoder, rows, pixels):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from draws import draw, generator
 from torch import nn
 
 from annealed_core import evidence
@@ -12,14 +13,6 @@ from annealed_core.kernels import DiagonalGaussian, Gated, GatedGaussianPair, Re
 from annealed_core.targets import ENERGIES, Energy
 
 LOG_Z = {"A": 1.8775, "B": 3.8146, "C": 3.4502, "D": 0.0, "E": 1.7263, "F": 2.6324}
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape):
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def full(value, dim=2):
@@ -75,22 +68,9 @@ def test_the_gap_of_the_hierarchical_bound_is_the_kl_of_the_reverse_kernels(n_tr
     assert abs(math.log(3) - float(log_weight.mean()) - gap) < 5 * float(log_weight.std()) / 20_000**0.5
 
 
-def wandering_chain():
-    """Gated kernels that stay near z with a standard deviation of 0.7, and a reverse that is a little too sure."""
-    chain = random_chain(2)
-    for kernel in chain.kernels:
-        for gaussian_, spread in ((kernel.forwards, 0.0), (kernel.reverse, -0.1)):
-            with torch.no_grad():
-                gaussian_.outputs.weight.mul_(0.2)
-                gaussian_.outputs.bias[2:4] = -3
-                gaussian_.outputs.bias[4:] = spread
-    return chain
-
-
 CHAINS = {
     "base alone": lambda: Chain(gaussian(9)),
     "inexact reverse": lambda: Chain(gaussian(9), [LinearGaussian(0.9, 2, 9, 0.7), LinearGaussian(-0.8, 3, 9.29, 0.7)]),
-    "gated": wandering_chain,
 }
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from draws import draw
 from torch import nn
 from torch.distributions import Normal
 
@@ -14,7 +15,6 @@ from annealed_core.kernels import (
     Residual,
     ResidualGaussian,
     ResidualGaussianPair,
-    normal_log_prob,
 )
 
 every_start = pytest.mark.parametrize("start", ["torch", "identity"])
@@ -32,17 +32,8 @@ def build(recipe=Gated, dim=3, hidden=8, context_dim=0, start="torch", moved=0.0
     return kernel
 
 
-def draw(*shape):
-    return torch.randn(shape, dtype=torch.float64)
-
-
 def context_of(context_dim, *batch):
     return draw(*batch, context_dim) if context_dim else None
-
-
-def test_normal_log_prob_is_that_of_torch_distributions():
-    z, loc, scale = draw(7, 3), draw(7, 3), draw(7, 3).exp()
-    torch.testing.assert_close(normal_log_prob(z, loc, scale), Normal(loc, scale).log_prob(z).sum(-1))
 
 
 def test_a_gaussian_samples_what_it_weighs():
@@ -113,51 +104,6 @@ def test_near_the_identity_a_kernel_hardly_moves_and_with_torchs_weights_it_buri
         assert 0.017 < scale.mean() < 0.024 and (loc - z).abs().mean() < 0.1
     loc, scale = build(recipe, 2, 32, context_dim).forwards(z, context)
     assert 0.5 < scale.mean() < 0.9 and (recipe is Gated or torch.equal(loc, z))
-
-
-@every_recipe
-@every_start
-@every_context
-@pytest.mark.parametrize("dim", [1, 2, 7])
-def test_every_parameter_gets_a_gradient(recipe, dim, context_dim, start):
-    kernel = build(recipe, dim, 8, context_dim, start, moved=0.3)
-    z_next, log_ratio = kernel(draw(64, dim), context_of(context_dim, 64))
-    (log_ratio.sum() + z_next.square().sum()).backward()
-    for name, parameter in kernel.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
-
-
-@every_recipe
-@every_context
-@pytest.mark.parametrize("shape", [(6,), (4, 6)])
-def test_batch_shapes_are_kept_and_context_is_shared_by_all_samples(recipe, context_dim, shape):
-    kernel = build(recipe, 3, 8, context_dim, moved=0.3)
-    z, noise, context = draw(*shape, 3), draw(*shape, 3), context_of(context_dim, 6)
-    z_next, log_ratio = kernel(z, context, noise)
-    assert z_next.shape == (*shape, 3) and log_ratio.shape == shape
-    for index in torch.cartesian_prod(*[torch.arange(n) for n in shape]).view(-1, len(shape)).tolist():
-        one = None if context is None else context[index[-1]]
-        alone, alone_ratio = kernel(z[tuple(index)], one, noise[tuple(index)])
-        torch.testing.assert_close(z_next[tuple(index)], alone)
-        torch.testing.assert_close(log_ratio[tuple(index)], alone_ratio)
-
-
-@every_recipe
-def test_context_changes_the_transition(recipe):
-    kernel, z, noise = build(recipe, 3, 8, 5, moved=0.3), draw(6, 3), draw(6, 3)
-    assert not torch.equal(kernel(z, draw(6, 5), noise)[0], kernel(z, draw(6, 5), noise)[0])
-
-
-@every_recipe
-@every_context
-def test_saved_and_loaded_kernels_are_the_same(recipe, context_dim, tmp_path):
-    kernel, other = build(recipe, 3, 8, context_dim, moved=0.3), build(recipe, 3, 8, context_dim)
-    z, context, noise = draw(6, 3), context_of(context_dim, 6), draw(6, 3)
-    assert not torch.equal(kernel(z, context, noise)[1], other(z, context, noise)[1])
-    torch.save(kernel.state_dict(), tmp_path / "kernel.pt")
-    other.load_state_dict(torch.load(tmp_path / "kernel.pt", weights_only=True))
-    for ours, theirs in zip(kernel(z, context, noise), other(z, context, noise), strict=True):
-        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("recipe", "kind"), [(Gated, GatedGaussianPair), (Residual, ResidualGaussianPair)])

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from draws import draw
 from torch import nn
 
 from annealed_core.chain import Chain
@@ -33,12 +34,7 @@ every_beta = pytest.mark.parametrize("beta", [1.0, 0.3, 0.0])
 every_start = pytest.mark.parametrize("near_identity", [False, True])
 in_both_modes = pytest.mark.parametrize("train", [False, True])
 
-FOR_ENERGIES = [ELBO(), AlphaELBO(0.4), IWAE(5), LocalAVO(), AVO(), AVO(0.3)]
 FOR_IMAGES = [ELBO(0.3), AlphaELBO(0.4), IWAE(5, 0.3), LocalAVO(0.3), AVO(1, 0.3), AVO(0.3, 0.3), CapacityELBO(2, 0.5)]
-
-
-def draw(*shape):
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def toy_chain(n_transitions=T, near_identity=False):
@@ -271,13 +267,6 @@ def test_alpha_tempers_the_energy_alone(name):
     assert_alike(AlphaELBO(0.4)(chain, ENERGIES[name], noise=noise), whole - 0.6 * energy, chain.kernels.parameters())
 
 
-def test_beta_zero_is_the_likelihood():
-    _, chain, joint = chain_and_joint()
-    noise = chain.noise(3)
-    likelihood = joint.log_likelihood(chain.rsample(noise=noise).z[-1])
-    torch.testing.assert_close(ELBO(0.0)(chain, joint, noise=noise), likelihood, atol=1e-9, rtol=0)
-
-
 @pytest.mark.parametrize("above", [True, False])
 def test_a_capacity_holds_the_mean_kl_from_both_sides(above):
     vae, chain, joint = chain_and_joint()
@@ -308,15 +297,6 @@ def test_an_exact_proposal_has_equal_weights_and_every_objective_is_log_z_for_ea
     target = Energy("three", lambda z: base.log_prob(z) + math.log(3))
     values = objective(Chain(base, [Halving()] * n_transitions), target, 50)
     torch.testing.assert_close(values, torch.full_like(values, math.log(3)), atol=1e-12, rtol=0)
-
-
-@every_energy
-@pytest.mark.parametrize("objective", FOR_ENERGIES, ids=repr)
-def test_duplicating_the_batch_changes_no_loss(name, objective):
-    chain = toy_chain()
-    noise = chain.noise(objective.draws(8))
-    once, twice = (objective(chain, ENERGIES[name], noise=n) for n in (noise, torch.cat([noise, noise], -2)))
-    assert_alike(twice.mean(), once.mean(), chain.kernels.parameters())
 
 
 @in_both_modes
@@ -433,14 +413,13 @@ class TestLearnedPath:
         assert_alike(found, fixed(chain, joint, noise=noise), vae.parameters())
         chain.generator = torch.Generator().manual_seed(0)
         chain.noise(sample_shape)  # the draws for the path come after
-        fit = path_fit(chain, joint, path, noise=noise) if sample_shape else self.of_first(vae, path, noise, chain)
+        if sample_shape:
+            fit = path_fit(chain, joint, path, noise=noise)
+        else:  # from many draws for the first image
+            fit = path_fit(chain[:1], joint[:1], path, PATH_SAMPLES).mean()
         ours, theirs = (gradients(each.mean(), [path.logits])[0] for each in (found, fit))
         torch.testing.assert_close(ours, getattr(objective, "weight", 1.0) * theirs)
         assert ours.any() and absent(gradients(fit, vae.parameters()))
-
-    def of_first(self, vae, path, noise, chain):
-        """From many draws for the first image."""
-        return path_fit(chain[:1], vae.joint(vae_and_images()[1])[:1], path, PATH_SAMPLES).mean()
 
     @pytest.mark.parametrize(("batch", "paths"), [((), ()), ((5,), ()), ((5,), (5,))])
     def test_it_is_taught_where_the_target_has_no_batch_and_one_draw_is_made(self, batch, paths):
@@ -449,17 +428,14 @@ class TestLearnedPath:
         learning = LocalAVO(alphas=LearnedAlphas()).build(T, paths)
         assert present(gradients(learning(chain, ENERGIES["D"]), learning.alphas.parameters()))
 
-    def test_path_fit_has_a_value_for_each_element_of_the_batch_and_lessens_the_work_of_the_transitions(self):
+    def test_path_fit_has_a_value_for_each_element_of_the_batch(self):
         base, path = DiagonalGaussian(draw(2, 2), 5 * draw(2, 2).exp()), LearnedPath(linear_alphas(T), (2,)).double()
         chain = Chain(base, nn.ModuleList(GatedGaussianPair(2, 8) for _ in range(T)).double())
         noise = chain.noise(64)
-        values = [path_fit(chain, ENERGIES["ring8"], path, noise=noise)]
-        for _ in range(50):
-            path.logits.data += 0.1 * torch.autograd.grad(values[-1].sum(), path.logits)[0].sign()
-            values.append(path_fit(chain, ENERGIES["ring8"], path, noise=noise))
-        assert (values[0] < values[-1]).all() and (values[-1] <= 0).all(), "minus a sum of divergences"
+        values = path_fit(chain, ENERGIES["ring8"], path, noise=noise)
         alone = path_fit(chain[:1], ENERGIES["ring8"], path()[:, :1], noise=noise[:, :, :1])
-        torch.testing.assert_close(alone, values[-1][:1])
+        torch.testing.assert_close(alone, values[:1])
+        assert (values <= 0).all(), "minus a sum of divergences"
 
     def test_a_path_that_leaves_the_transitions_nothing_to_do_fits_exactly(self):
         base = DiagonalGaussian.isotropic(2)

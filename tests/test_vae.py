@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from draws import draw, generator, images
 from torch.distributions import Bernoulli, Normal
 
 from annealed_core import evidence
@@ -25,18 +26,6 @@ def tiny(decoder, latents=2, width=6, n_transitions=0, **given):
         for weight in (p for p in vae.decoder.outputs.parameters() if p.ndim == 2):
             weight.mul_(0.7)
     return vae
-
-
-def images(n=4):
-    return (torch.rand(n, 784) < 0.3).double()
-
-
-def draw(*shape):
-    return torch.randn(shape, dtype=torch.float64)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def test_mlp_is_linear_batch_norm_and_leaky_relu_for_each_pair_of_sizes():
@@ -61,13 +50,6 @@ def test_decoders_are_drawn_after_the_encoder_and_before_the_kernels_and_the_ind
     assert type(vae.decoder) is kind
     for part, other in zip((vae.encoder, vae.decoder, vae.kernels[0]), expected, strict=True):
         assert all(torch.equal(*pair) for pair in zip(part.parameters(), other.parameters(), strict=True))
-
-
-def test_the_encoder_gives_a_base_for_each_image_and_features_for_the_kernels():
-    encoder = Encoder(3, 10).double().eval()
-    base, features = encoder(images(6))
-    assert base.batch_shape == (6,) and base.dim == 3 and features.shape == (6, 10)
-    assert (base.scale > 0).all()
 
 
 @every_decoder
