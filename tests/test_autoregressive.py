@@ -134,11 +134,10 @@ def test_simulated_images_follow_the_probabilities_given_the_pixels_before():
 
 def test_annealed_importance_sampling_and_bidirectional_monte_carlo_take_this_decoder_too():
     vae, x = tiny(), images(3)
-    weighed, annealed = likelihood.importance_sampling(vae, x, 4000), likelihood.ais(vae, x, 8, 60)
-    assert ((weighed.log_px - annealed.log_px).abs() < 5 * (annealed.se + weighed.se)).all() and (
-        annealed.se < 0.4
-    ).all()
-    few, many = (likelihood.bdmc(vae, 5, 4, n, generator=generator()) for n in (3, 40))
+    weighed, annealed = likelihood.importance_sampling(vae, x, 4000), likelihood.ais(vae, x, 8, 30)
+    assert ((weighed.log_px - annealed.log_px).abs() < 5 * (annealed.se + weighed.se)).all()
+    assert (annealed.se < 0.4).all()
+    few, many = (likelihood.bdmc(vae, 5, 4, n, generator=generator()) for n in (3, 25))
     gap, gap_se = mean_and_error(many.gap)
     assert abs(gap) < 3 * gap_se + 0.2 and few.gap.mean() > gap
     assert all(parameter.grad is None and parameter.requires_grad for parameter in vae.parameters())
