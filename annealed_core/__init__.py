@@ -8,6 +8,7 @@ The modules here are the mathematics, `chain` the one idea; `running` trains wha
 """
 
 from annealed_core.chain import Chain, Trajectory
+from annealed_core.dais import Leapfrog
 from annealed_core.fit import fit
 from annealed_core.flows import IAF, Householder, Planar, Spline
 from annealed_core.kernels import DiagonalGaussian, Gated, Residual
@@ -25,6 +26,6 @@ from annealed_core.vae import VAE, Autoregressive, Independent
 __all__ = [
     "AVO", "ELBO", "ENERGIES", "IAF", "IWAE", "VAE", "AlphaELBO", "Autoregressive", "CapacityELBO", "Chain",
     "Constant", "Cyclical", "Density", "DiagonalGaussian", "Experiment", "Gated", "Geometric", "GeometricAlphas",
-    "Householder", "Independent", "LearnedAlphas", "Linear", "LinearAlphas", "LocalAVO", "Mixed", "Mnist", "Planar",
-    "Residual", "Run", "Spec", "Spline", "Then", "TrainingError", "Trajectory", "fit", "run", "sweep",
+    "Householder", "Independent", "Leapfrog", "LearnedAlphas", "Linear", "LinearAlphas", "LocalAVO", "Mixed", "Mnist",
+    "Planar", "Residual", "Run", "Spec", "Spline", "Then", "TrainingError", "Trajectory", "fit", "run", "sweep",
 ]

@@ -10,6 +10,7 @@ flow invertible ones, annealed importance sampling Markov kernels that are not t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -94,19 +95,25 @@ class Chain:
         """
         return target.log_prob(trajectory.z[-1]) + trajectory.log_ratios.sum(0) - trajectory.log_q0
 
+    def replace(self, **changes: Any) -> Self:
+        """The same chain with other attributes."""
+        found = copy.copy(self)
+        vars(found).update(changes)
+        return found
+
     def detach(self) -> Self:
         """The same chain with its base and context cut from whatever computed them; the kernels stay trainable."""
         context = None if self.context is None else self.context.detach()
-        return type(self)(self.base.detach(), self.kernels, context, self.generator)
+        return self.replace(base=self.base.detach(), context=context)
 
     def freeze(self) -> Self:
         """The same chain where gradients pass through the kernels and don't reach their weights."""
         kernels = [Frozen(kernel) if isinstance(kernel, nn.Module) else kernel for kernel in self.kernels]
-        return type(self)(self.base, kernels, self.context, self.generator)
+        return self.replace(kernels=kernels)
 
     def __getitem__(self, images: slice) -> Self:
         context = None if self.context is None else self.context[images]
-        return type(self)(self.base[images], self.kernels, context, self.generator)
+        return self.replace(base=self.base[images], context=context)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights of the kernels, each once."""

@@ -37,9 +37,8 @@ def log_prob_double(target: Any, z: Tensor) -> Tensor:
 def log_weight_double(chain: Chain, target: Any, trajectory: Trajectory) -> Tensor:
     """`chain.log_weight` summed in double precision, with the target's part evaluated in it: (*sample, *batch)."""
     double = SimpleNamespace(dim=target.dim, log_prob=functools.partial(log_prob_double, target))
-    return chain.log_weight(
-        double, Trajectory(trajectory.z, trajectory.log_ratios.double(), trajectory.log_q0.double())
-    )
+    ratios, log_q0 = trajectory.log_ratios.double(), trajectory.log_q0.double()
+    return chain.log_weight(double, Trajectory(trajectory.z, ratios, log_q0))
 
 
 def grid(half_width: float, points: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, float]:

@@ -20,16 +20,19 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, linear, softplus
 
 from annealed_core.chain import Chain
-from annealed_core.description import Description
+from annealed_core.dais import chain_of
+from annealed_core.description import Boolean, Description
 from annealed_core.kernels import DiagonalGaussian, Frozen
 
 PIXELS = 784
 
 
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """For each pair of neighbouring sizes Linear, BatchNorm1d and LeakyReLU."""
-    pairs = itertools.pairwise(sizes)
-    return nn.Sequential(*(layer for a, b in pairs for layer in (nn.Linear(a, b), nn.BatchNorm1d(b), nn.LeakyReLU())))
+def mlp(sizes: Sequence[int], norm: bool = True) -> nn.Sequential:
+    """For each pair of neighbouring sizes Linear, BatchNorm1d unless told otherwise, and LeakyReLU."""
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(sizes):
+        layers += [nn.Linear(a, b), *([nn.BatchNorm1d(b)] if norm else []), nn.LeakyReLU()]
+    return nn.Sequential(*layers)
 
 
 class Encoder(nn.Module):
@@ -50,9 +53,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """z (*sample, batch, latents) -> logits of the pixels (*sample, batch, 784), independent of each other given z."""
 
-    def __init__(self, latents: int, width: int) -> None:
+    def __init__(self, latents: int, width: int, norm: bool = True) -> None:
         super().__init__()
-        self.features = mlp([latents, width, width])
+        self.features = mlp([latents, width, width], norm)
         self.outputs = nn.Linear(width, PIXELS)
 
     def forward(self, z: Tensor, x: Tensor | None = None) -> Tensor:
@@ -146,11 +149,18 @@ class AutoregressiveDecoder(nn.Module):
 
 
 class Independent(Description):
-    """The description of a `Decoder`."""
+    """The description of a `Decoder`.
+
+    Attributes:
+        norm: with batch normalisation. Kernels that see the target want one without: else it is another target for
+            each batch, and they see it as it is in evaluation mode, so that it does not learn through them.
+    """
+
+    norm: Boolean = True
 
     def build(self, latents: int, width: int) -> nn.Module:
         """With hidden layers of that width; weights from torch's random state."""
-        return Decoder(latents, width)
+        return Decoder(latents, width, self.norm)
 
 
 class Autoregressive(Description):
@@ -229,7 +239,13 @@ class VAE(nn.Module):
         base, features = self.encoder(x)
         if self.base == "prior":
             base = DiagonalGaussian(torch.zeros_like(base.loc), torch.ones_like(base.scale))
-        return Chain(base, self.kernels, features, generator)
+        return chain_of(base, self.kernels, features, generator, lambda: self._seen(x))
+
+    def _seen(self, x: Tensor) -> Joint:
+        """The target as kernels see it, whose states no batch normalisation should meet."""
+        joint = self.joint(x)
+        normalised = any(isinstance(module, nn.BatchNorm1d) for module in self.decoder.modules())
+        return joint.frozen() if normalised else joint
 
     def joint(self, x: Tensor) -> Joint:
         """The target log p(x, z); x: (batch, 784) in {0, 1}."""

@@ -39,7 +39,7 @@ def posterior_of(model: Any, x: Tensor, generator: torch.Generator | None = None
 
 def drawing_from(chain: Chain, generator: torch.Generator | None) -> Chain:
     """The chain, drawing from the generator, or as before where there is none."""
-    return type(chain)(chain.base, chain.kernels, chain.context, chain.generator if generator is None else generator)
+    return chain if generator is None else chain.replace(generator=generator)
 
 
 def joint_of(model: Any, x: Tensor) -> Any:

@@ -255,7 +255,7 @@ def _fit(chain: Chain, target: Any, steps: int, learning_rate: float, n_samples:
 
 
 def _with_base(chain: Chain, loc: Tensor, scale: Tensor) -> Chain:
-    return type(chain)(DiagonalGaussian(loc, scale), chain.kernels, chain.context, chain.generator)
+    return chain.replace(base=DiagonalGaussian(loc, scale))
 
 
 def bounds(model: Any, x: Tensor, generator: torch.Generator | None = None) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from annealed_core.chain import Chain
+from annealed_core.dais import chain_of
 from annealed_core.description import Calls, Check, Description, Size, Whole, own_objects
 from annealed_core.energies import ENERGIES, Energy, find
 from annealed_core.fit import RECORDED_STEPS
@@ -130,11 +131,12 @@ class Density(Experiment):
     def stack_key(self) -> Hashable | None:
         """All but seed and target.
 
-        A run is trained alone with a kernel or objective of the user's own, and where the objective is none of a model
-        but of all, as a capacity is.
+        A run is trained alone with a kernel or objective of the user's own, with kernels that see the target, and where
+        the objective is none of a model but of all, as a capacity is.
         """
         shared = tuple(value for name, value in self.fields().items() if name not in ("seed", "name", "target"))
-        if own_objects(shared) or any(name == "rise" for name, _ in schedules_in(self.objective)):
+        alone = getattr(self.kernel, "sees_target", False) or any(n == "rise" for n, _ in schedules_in(self.objective))
+        if own_objects(shared) or alone:
             return None
         return int(self.target_object.dim), self.name is not None or isinstance(self.target, str), shared
 
@@ -169,7 +171,8 @@ class Density(Experiment):
         model = model.to(device).eval().requires_grad_(False)
         target = self.target_object
         loc = torch.zeros(target.dim, device=device)
-        return model, Chain(DiagonalGaussian(loc, torch.full_like(loc, base_scale(target))), kernels)
+        base = DiagonalGaussian(loc, torch.full_like(loc, base_scale(target)))
+        return model, chain_of(base, kernels, target=lambda: target)
 
 
 def short_name(objective: Any) -> str:
@@ -225,7 +228,7 @@ class DensityProblem(Problem):
             self.chain: Chain = StackedChain(base, self.stack)
         else:  # one model with parts that only it has: plainly, as a batch of one
             self.stack = _modules(models[0]).to(device)
-            self.chain = Chain(base, models[0])
+            self.chain = chain_of(base, models[0], target=lambda: self.target)
         self.objective, learned = built(self.spec.objective, len(self.chain), (len(specs),))
         self.module: nn.Module = nn.ModuleList([self.stack, *learned]).to(device)
         self.steps, self.steps_per_record = self.spec.steps, min(self.spec.steps, RECORDED_STEPS)

@@ -61,7 +61,7 @@ class StackedChain(Chain):
 
     def freeze(self) -> Self:
         """As of `Chain`."""
-        return type(self)(self.base, _FrozenStack(self.kernels), self.context, self.generator)
+        return self.replace(kernels=_FrozenStack(self.kernels))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights of the kernels of all models."""
