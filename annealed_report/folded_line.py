@@ -154,7 +154,7 @@ def maximum_likelihood(x: Tensor) -> LineModel:
 
         def loss(raw: Tensor = raw, optimiser: torch.optim.Optimizer = optimiser) -> Tensor:
             optimiser.zero_grad()
-            value = -LineModel(*raw[:3], raw[3].exp()).log_prob(data).mean()
+            value = -LineModel(raw[0], raw[1], raw[2], raw[3].exp()).log_prob(data).mean()
             value.backward()
             return value
 

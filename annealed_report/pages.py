@@ -48,27 +48,27 @@ def render_index(executed: Path, titles: Mapping[str, str], profile: str, descri
 
     The latter is what the cells tagged `claims` show.
     """
-    body, body_markdown, has_maths = nbformat.v4.new_notebook(), Markdown(folder), False
+    markdown, claims, claims_page = Markdown(folder), [], ""
     cards: list[dict[str, Any]] = []
     execution: dict[str, Any] = {}
     for stem, title in titles.items():
-        markdown = Markdown(folder, references_page=f"{stem}.html")
+        markdown.references_page = f"{stem}.html"
         card: dict[str, Any] = {"stem": stem, "title": markdown.inline(title)}
         if (path := executed / f"{stem}.ipynb").exists():
             cells = (notebook := nbformat.read(path, as_version=4)).cells
             execution = card["execution"] = notebook.metadata.get("annealed", {})
-            images = [each for cell in cells for each in cell.get("outputs", []) if "image/png" in each.get("data", {})]
-            card |= {"lead": markdown.inline(_lead(cells)), "image": images[0] if images else None}
-            claims = [cell for cell in cells if "claims" in cell.metadata.get("tags", [])]
-            if claims and not body.cells:
-                body, body_markdown = _arranged(nbformat.v4.new_notebook(cells=claims)), markdown
-                for cell in body.cells:
-                    cell.source = ""
+            outputs = [output for cell in cells for output in cell.get("outputs", [])]
+            card["image"] = next((output for output in outputs if "image/png" in output.get("data", {})), None)
+            card["lead"] = markdown.inline(_lead(cells))
+            if found := [cell for cell in cells if "claims" in cell.metadata.get("tags", [])]:
+                claims, claims_page = found, markdown.references_page
         cards.append(card)
-        has_maths = has_maths or markdown.has_maths
-    body_markdown.has_maths |= has_maths
-    about: dict[str, Any] = {"profile": profile, "description": description, "execution": execution}
-    return _export("index.html.j2", body, body_markdown, cards=cards, **about)
+    body = _arranged(nbformat.v4.new_notebook(cells=claims))
+    for cell in body.cells:
+        cell.source = ""
+    markdown.references_page = claims_page
+    about = {"profile": profile, "description": description, "execution": execution}
+    return _export("index.html.j2", body, markdown, cards=cards, **about)
 
 
 def _export(template: str, notebook: Any, markdown: Markdown, **about: Any) -> str:
@@ -93,7 +93,8 @@ def _arranged(notebook: Any) -> Any:
     """
     notebook = copy.deepcopy(notebook)
     numbers: Counter[str] = Counter()
-    given, shown = notebook.metadata.get("papermill", {}).get("parameters", {}), []
+    given: dict[str, Any] = notebook.metadata.get("papermill", {}).get("parameters", {})
+    shown: list[Any] = []
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:  # part of the notebook's own cell, which stands before
