@@ -166,9 +166,6 @@ def maximum_likelihood(x: Tensor) -> LineModel:
 
 # ---- the experiment
 
-#: Offset, right, left and noise that learning starts from: a symmetric model with too much noise, one whose posterior
-#: has one mode, and the truth, with its own noise.
-STARTS = {"symmetric": (0.0, 1.0, 1.0, 0.5), "slanted": (0.6, 0.9, -0.4, 0.5), "truth": (0.0, 1.0, 1.0, math.nan)}
 HELD_OUT = 2000
 _LINES = 25  # of a history
 
@@ -189,7 +186,7 @@ class FoldedLine(Experiment):
         objective: what is maximised.
         kernel, n_transitions: of the chain after the base; 0 of them is the Gaussian posterior.
         base: "encoder", or "prior": the chain starts from N(0, 1) and its kernels alone see x.
-        start: of the model, a name of STARTS.
+        start: of the model: "symmetric", which is the truth with a noise of 0.5, or "truth", with its own noise.
         measurements: R, how often each |z| is measured.
         n_train, batch: observations, and how many of them a step sees.
         hidden: units of each hidden layer of the encoder.
@@ -203,7 +200,7 @@ class FoldedLine(Experiment):
     kernel: Kernels = Gated(hidden=24)
     n_transitions: Annotated[int, Whole(0, 1000)] = 4
     base: Annotated[str, Choice("encoder", "prior")] = "encoder"
-    start: Annotated[str, Choice(*STARTS)] = "symmetric"
+    start: Annotated[str, Choice("symmetric", "truth")] = "symmetric"
     measurements: Size = 2
     n_train: Size = 4000
     batch: Size = 100
@@ -296,9 +293,8 @@ class Learner(nn.Module):
         )
         self.outputs = nn.Linear(width, 2)
         self.kernels = nn.ModuleList(spec.kernel.build(1, spec.n_transitions, width))
-        offset, right, left, noise = STARTS[spec.start]
-        log_noise = math.log(spec.noise if math.isnan(noise) else noise)
-        self.line = nn.Parameter(torch.tensor([offset, right, left, log_noise]))
+        log_noise = math.log(spec.noise if spec.start == "truth" else 0.5)
+        self.line = nn.Parameter(torch.tensor([0.0, 1.0, 1.0, log_noise]))
 
     def model(self) -> LineModel:
         """The model as learned so far."""

@@ -272,7 +272,7 @@ def test_the_true_model_loses_nothing():
     "changes, message",
     [
         ({"noise": 0}, r"^impossible noise 0 of FoldedLine: noise takes a number above 0$"),
-        ({"start": "flat"}, r"^unknown start 'flat' of FoldedLine: start takes one of symmetric, slanted, truth$"),
+        ({"start": "flat"}, r"^unknown start 'flat' of FoldedLine: start takes one of symmetric, truth$"),
         ({"n_transitions": 0, "objective": AVO()}, r"^impossible n_transitions 0: AVO\(\) takes at least 1$"),
         ({"n_transitions": 0, "base": "prior"}, r"^impossible n_transitions 0 of FoldedLine: a chain from the prior "),
         (
