@@ -34,11 +34,11 @@ class LinearTarget:
 class LinearGaussian:
     """Its posterior's base has the true mean and the best scales of a factorised Gaussian, then shifted and stretched.
 
-    `rows` has how many latents each call of the likelihood had.
+    `rows` has how many latents each call of the likelihood had; kernels that see the image have it as context.
     """
 
-    def __init__(self, weight, noise=0.7, shift=0.0, stretch=1.0, kernels=()):
-        self.weight, self.noise, self.kernels = weight.to(FLOAT), noise, kernels
+    def __init__(self, weight, noise=0.7, shift=0.0, stretch=1.0, kernels=(), sees=False):
+        self.weight, self.noise, self.kernels, self.sees = weight.to(FLOAT), noise, kernels, sees
         self.bias = torch.linspace(-1, 1, len(weight), dtype=FLOAT)
         self.precision = torch.eye(weight.shape[1], dtype=FLOAT) + self.weight.T @ self.weight / noise**2
         self.shift, self.stretch, self.rows = shift, stretch, []
@@ -49,7 +49,7 @@ class LinearGaussian:
     def posterior(self, x):
         loc = self.posterior_mean(x) + self.shift
         scale = self.stretch * self.precision.diagonal().rsqrt()
-        return Chain(DiagonalGaussian(loc, scale.expand_as(loc)), self.kernels)
+        return Chain(DiagonalGaussian(loc, scale.expand_as(loc)), self.kernels, x if self.sees else None)
 
     def joint(self, x):
         return LinearTarget(self, x)
@@ -103,13 +103,6 @@ FLOWS = {
 }
 
 
-class Seen(LinearGaussian):
-    """A posterior whose kernels see the image."""
-
-    def posterior(self, x):
-        return Chain(super().posterior(x).base, self.kernels, x)
-
-
 def seen(name, latents=3, length=3, move=0.3, count=12):
     """A posterior of flows that see the images, and images."""
     torch.manual_seed(0)
@@ -117,7 +110,7 @@ def seen(name, latents=3, length=3, move=0.3, count=12):
     with torch.no_grad():
         for parameter in [parameter for kernel in kernels for parameter in kernel.parameters()]:
             parameter.add_(move * torch.randn_like(parameter))
-    model = Seen(torch.randn(6, latents) * torch.linspace(0.3, 1, latents), kernels=kernels)
+    model = LinearGaussian(torch.randn(6, latents) * torch.linspace(0.3, 1, latents), kernels=kernels, sees=True)
     return model, model.simulate(count)[1]
 
 
