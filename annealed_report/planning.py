@@ -115,7 +115,7 @@ def plan(
     `profile` is None for the notebooks' own values, `only` has the stems of those to execute, none for all; each of
     `settings` is `notebook.name=value`, on top of the profile. The report is built in the profile's folder of `out`.
     """
-    cells = {path.stem: read_cells(path) for path in sorted(folder.glob("*.ipynb")) if not path.name.startswith(".")}
+    cells = {path.stem: read_cells(path) for path in sorted(folder.glob("[!.]*.ipynb"))}
     if not cells:
         raise ReportError(f"no notebooks in {folder}")
     for stem in only:
