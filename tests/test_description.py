@@ -141,8 +141,8 @@ def test_nested_descriptions_come_back_from_json_from_a_pickle_and_from_what_is_
 
 
 def test_json_and_what_is_printed_are_what_one_would_type():
-    assert to_json(AVO(0.2, Linear())) == {
-        "AVO": {"weight": 0.2, "beta": {"Linear": {"start": 0.2, "rate": 0.0002}}, "alphas": {"LinearAlphas": {}}}
+    assert to_json(CapacityELBO(20, Linear())) == {
+        "CapacityELBO": {"capacity": 20.0, "rise": {"Linear": {"start": 0.2, "rate": 0.0002}}}
     }
     assert repr(AVO(0.2, 1.0, LinearAlphas())) == "AVO(weight=0.2)" and repr(ELBO()) == "ELBO()"
     assert repr(Mixed(AVO(), ELBO(0.5))) == "Mixed(first=AVO(), second=ELBO(beta=0.5))"

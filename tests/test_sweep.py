@@ -57,6 +57,12 @@ class DeadlyOnce(Bowl):
         return super().log_prob(z)
 
 
+@pytest.fixture(autouse=True)
+def own_places(tmp_path, monkeypatch):
+    """Cores that other sweeps of this machine hold are not waited for."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
 @pytest.fixture
 def trained(monkeypatch):
     """The specs that this process trains."""

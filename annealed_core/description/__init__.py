@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Self, dataclass_transform, get_args, get_type_hints
@@ -46,10 +46,9 @@ class Number(Check):
         if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
             return None
         number = float(str(value)) if type(value).__name__ in ("float16", "float32") else float(value)
-        inside = (self.low < number if self.open_low else self.low <= number) and (
-            number < self.high if self.open_high else number <= self.high
-        )
-        return number if inside else None
+        outside = number < self.low or number > self.high
+        at_open_end = (self.open_low and number == self.low) or (self.open_high and number == self.high)
+        return None if outside or at_open_end else number
 
 
 class Whole(Check):
@@ -205,6 +204,10 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
+def _is_ours(value: Any) -> bool:
+    return isinstance(value, Description) and _OURS.get(type(value).__name__) is type(value)
+
+
 def _identity(value: Any) -> Any:
     """What a value is compared by: a description by its fields, an object of the user's own by its identity."""
     if isinstance(value, tuple):
@@ -220,21 +223,15 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}? " if close else ""
 
 
-def _walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every value inside a description, with where it stands."""
-    if isinstance(value, Description) and _OURS.get(type(value).__name__) is type(value):
-        for name, each in value.fields().items():
-            yield from _walk(each, f"{path}.{name}" if path else name)
-    elif isinstance(value, tuple):
-        for number, each in enumerate(value):
-            yield from _walk(each, f"{path}[{number}]")
-    else:
-        yield path, value
-
-
-def own_objects(value: Any) -> dict[str, Any]:
+def own_objects(value: Any, place: str = "") -> dict[str, Any]:
     """What in a description is neither plain nor a description of ours: {where it stands: the user's object}."""
-    return {path: each for path, each in _walk(value, "") if not _is_plain(each)}
+    if _is_ours(value):
+        parts = {f"{place}.{name}".lstrip("."): each for name, each in value.fields().items()}
+    elif isinstance(value, tuple):
+        parts = {f"{place}[{number}]": each for number, each in enumerate(value)}
+    else:
+        return {} if _is_plain(value) else {place: value}
+    return {where: each for name, part in parts.items() for where, each in own_objects(part, name).items()}
 
 
 def to_json(value: Any, own: Callable[[Any], Any] | None = None) -> Any:
@@ -244,7 +241,7 @@ def to_json(value: Any, own: Callable[[Any], Any] | None = None) -> Any:
         value: a description, or what stands in one.
         own: what stands for an object of the user's own. Without it such an object is refused with ValueError.
     """
-    if isinstance(value, Description) and _OURS.get(type(value).__name__) is type(value):
+    if _is_ours(value):
         return {type(value).__name__: {name: to_json(each, own) for name, each in value.fields().items()}}
     if isinstance(value, tuple):
         return [to_json(each, own) for each in value]

@@ -127,11 +127,11 @@ def sweep(
     # Grouped before it is asked what the store has: so a sweep that is gone on with trains the stacks it had begun.
     groups = []
     for group in stacks(list(dict.fromkeys(specs)), processes):
-        kept = {spec: stored(spec, device, compile) for spec in group}
-        if any(each is None for each in kept.values()):
+        kept = {spec: one for spec in group if (one := stored(spec, device, compile))}
+        if len(kept) < len(group):
             groups.append(group)
         else:
-            found |= {spec: each for spec, each in kept.items() if each is not None}
+            found |= kept
     if executor is not None or min(processes, len(groups)) > 1:
         packed = [(group, message) for group in groups if (message := _packed(group, device, compile)) is not None]
         with ExitStack() as open_, progress(sum(map(len, groups)), "runs") as bar:

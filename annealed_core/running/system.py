@@ -1,9 +1,8 @@
-"""The machine that this runs on: its cores, processes that end together, files that are whole or absent, settings."""
+"""The machine that this runs on: its cores and memory, settings, files that are whole or absent."""
 
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -21,18 +20,6 @@ _TURN = threading.RLock()  # number of threads, default dtype and random state a
 def cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def die_with_parent() -> None:
-    """Initialiser of worker processes: end at once when the process that started this one is gone."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def keep_memory() -> None:

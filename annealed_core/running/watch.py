@@ -15,7 +15,7 @@ from torch.distributions.constraints import Constraint
 
 from annealed_core.description import Description, Number
 from annealed_core.schedules import Constant, Cyclical, Geometric, Linear, value_at
-from annealed_core.speed.stack import samples_last
+from annealed_core.speed.stack import models_last, samples_last
 from annealed_core.targets import name_of
 
 _ROUNDING = 1e-9  # so near to 0 or 1, a function's value counts as that
@@ -42,10 +42,16 @@ def check_target(target: Any, device: str = "cpu") -> None:
     if shape != (8,):
         raise ValueError(f"target {name}: log_prob of z (8, {target.dim}) must have shape (8,), got {shape}")
     _refuse_points(values.isnan() | (values == torch.inf), values, z, f"target {name}: log_prob")
-    gradient = _gradient(target, z)
-    if not isinstance(gradient, Tensor):
+    reason = ""
+    try:
+        with torch.enable_grad():
+            z.requires_grad_()
+            (gradient,) = torch.autograd.grad(target.log_prob(z).sum(), z, allow_unused=True)
+    except Exception as error:  # without a gradient it worked: such as numpy(), which refuses a z that needs one
+        gradient, reason = None, f" ({_first_line(error)})"
+    if gradient is None:
         advice = "compute it with differentiable operations of torch on z, not in place, without detach() or numpy"
-        raise ValueError(f"target {name}: log_prob has no gradient with respect to z{gradient}: {advice}")
+        raise ValueError(f"target {name}: log_prob has no gradient with respect to z{reason}: {advice}")
     _refuse_points(~gradient.isfinite().all(-1), gradient.sum(-1), z, f"target {name}: the gradient of log_prob")
 
 
@@ -53,17 +59,6 @@ def _refuse_points(wrong: Tensor, values: Tensor, z: Tensor, what: str) -> None:
     if wrong.any():
         where = ", ".join(f"{x:.2g}" for x in z[wrong][0].tolist())
         raise ValueError(f"{what} is {float(values[wrong][0])} at z = ({where})")
-
-
-def _gradient(target: Any, z: Tensor) -> Tensor | str:
-    """The gradient of log f at z (n, dim), or in words why there is none."""
-    z = z.requires_grad_()
-    try:
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(target.log_prob(z).sum(), z, allow_unused=True)
-    except Exception as error:  # without a gradient it worked: such as numpy(), which refuses a z that needs one
-        return f" ({_first_line(error)})"
-    return "" if gradient is None else gradient
 
 
 def _first_line(error: Exception) -> str:
@@ -129,7 +124,7 @@ class Watched:
         watching = not torch.compiler.is_compiling()
         if z.requires_grad and watching:
             z = z.view_as(z)  # its own node, whose gradient is that of the target alone
-            z.register_hook(lambda gradient: self._watch(f"the gradient of {what}", gradient, point))
+            z.register_hook(lambda gradient: self._watch(f"the gradient of {what}", gradient.detach(), point))
         parts, ordered = [], samples_last(z)
         for start, end in self._slices:
             part, target = ordered[..., start:end, :, :], self.targets[start]
@@ -139,8 +134,7 @@ class Watched:
                 shapes = f"{what} of z {tuple(part.shape)} must have shape {tuple(part.shape[:-1])}"
                 raise ValueError(f"target {name_of(target)}: {shapes}, got {tuple(values.shape)} at step {self.step}")
             parts.append(values.to(z.dtype))
-        values = parts[0] if len(parts) == 1 else torch.cat(parts, -2)
-        values = values.mT if z.ndim > 2 else values.squeeze(-1)
+        values = models_last(parts[0] if len(parts) == 1 else torch.cat(parts, -2), z)
         if watching:
             self._watch(what, values.detach().unsqueeze(-1), point)
         return values

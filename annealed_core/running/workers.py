@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import IO, Any, Self
+from typing import Any, Self
 
 _START = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from annealed_core.running import workers; "
 
@@ -57,15 +57,18 @@ class Workers:
     def _ask(self, message: bytes) -> Any:
         for _ in range(2):
             process = self._process()
+            assert process.stdin and process.stdout
             try:
-                _send(process.stdin, message)
-                succeeded, answer = pickle.loads(_receive(process.stdout))
-            except (EOFError, OSError):
+                pickle.dump(message, process.stdin)
+                process.stdin.flush()
+                answer = pickle.load(process.stdout)
+            except (EOFError, OSError, pickle.UnpicklingError):
                 self._own.process = None
                 continue
+            succeeded, value = pickle.loads(answer)
             if succeeded:
-                return answer
-            raise answer
+                return value
+            raise value
         raise WorkerDied(f"its process died twice, with status {process.wait()}: for want of memory perhaps")
 
     def _process(self) -> subprocess.Popen[bytes]:
@@ -90,11 +93,10 @@ def work() -> None:
     asked: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def listen() -> None:
-        try:
+        with suppress(EOFError, pickle.UnpicklingError):
             while True:
-                asked.put(_receive(sys.stdin.buffer))
-        except EOFError:
-            os._exit(1)
+                asked.put(pickle.load(sys.stdin.buffer))
+        os._exit(1)
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
@@ -104,7 +106,8 @@ def work() -> None:
             answer = pickle.dumps((True, function(*arguments)))
         except Exception as error:
             answer = _failed(error)
-        _send(answers, answer)
+        pickle.dump(answer, answers)
+        answers.flush()
 
 
 def _failed(error: Exception) -> bytes:
@@ -114,19 +117,4 @@ def _failed(error: Exception) -> bytes:
         pickle.loads(message)
     except Exception:  # not every error can be pickled
         return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
-    return message
-
-
-def _send(stream: IO[bytes] | None, message: bytes) -> None:
-    assert stream is not None
-    stream.write(len(message).to_bytes(8, "little") + message)
-    stream.flush()
-
-
-def _receive(stream: IO[bytes] | None) -> bytes:
-    assert stream is not None
-    size = stream.read(8)
-    message = stream.read(int.from_bytes(size, "little"))
-    if len(size) < 8 or len(message) < int.from_bytes(size, "little"):
-        raise EOFError
     return message
