@@ -314,9 +314,9 @@ def _warmed(name: str, metric: str) -> Contrast:
 # ---- the claims
 
 _LOST, _FIT = "02_toy_energies#Modes lost", "02_toy_energies#The full runs"
-_FAIR, _STARTS = "02_toy_energies#Tuned, at equal evaluations", "02_toy_energies#What makes the ELBO lose modes"
-_ALONE, _QUARTER = "03_mnist_vae#The posterior alone", "03_mnist_vae#Truly many modes"
-_APART = "04_annealing#The small model, taken apart"
+_FAIR, _STARTS = "05_verdict#Tuned, at equal evaluations", "05_verdict#What makes the ELBO lose modes"
+_ALONE, _QUARTER = "05_verdict#The posterior alone", "05_verdict#Truly many modes"
+_APART = "05_verdict#The small model, taken apart"
 _TABLE, _LONG, _FAILURE, _SEARCHED, _SIDES = (
     f"03_mnist_vae#{section}"
     for section in (

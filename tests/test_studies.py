@@ -32,7 +32,8 @@ from annealed_report.studies import (
 TABLED = ("grid", "objectives", "kernels", "initialisation")
 STUDIED = {name: study() for name, study in STUDIES.items()}
 SEEDS = dict.fromkeys(("mnist", "long", "anatomy", "agreement", "regime", "chosen", "robustness"), 3)
-SEEDS |= dict.fromkeys(("best", "faultless", "schedules", "collapse"), 5)
+SEEDS |= dict.fromkeys(("best", "faultless", "schedules", "collapse", "posterior_alone", "quarter"), 5)
+SEEDS |= {"tuning": 3, "tuned": 20, "starts": 20}
 
 
 def runs_of(*names):
@@ -52,7 +53,8 @@ def test_a_study_has_nothing_twice_and_each_method_every_seed(name):
 
 
 def test_studies_share_nothing():
-    every = [spec for specs in STUDIED.values() for spec in specs]
+    # Four lines of the small model are run again in the study that takes it apart, so that it is of one state.
+    every = [spec for name, specs in STUDIED.items() for spec in specs if name != "apart"]
     assert len(set(every)) == len(every)
 
 

@@ -1,0 +1,162 @@
+"""Tables: rows of the pages' tables, made of runs or records; `plotting.table` shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from annealed_report.comparison import mode_error, paired, select
+from annealed_report.fair import FACTORS, METHODS, SETTINGS, of_line
+from annealed_report.folded_line import BY_AVO, BY_BOTH, BY_IWAE, FIXED, GAUSSIAN, HELD, PRIOR, metrics_of
+from annealed_report.posterior import KERNELS, OBJECTIVES
+from annealed_report.statistics import Interval, interval, pooled, text, word
+
+Row = dict[str, Any]
+
+
+def mean(values: Iterable[float]) -> Interval | None:
+    """The interval of values; None of none."""
+    found = list(values)
+    return interval(found) if found else None
+
+
+def at_work(groups: Mapping[str, Sequence[Any]]) -> list[Row]:
+    """What the kernels of several methods earn and how far they move z; a dash where that was not recorded."""
+    rows = []
+    for name, runs in groups.items():
+        row: Row = {"method": name}
+        for label, metric in {"kernels earn (nats)": "kernels_earn", "they move z by": "kernels_move"}.items():
+            values = [run.metrics.get(metric) for run in runs]
+            row[label] = None if None in values else mean(values)
+        earned = row["kernels earn (nats)"]
+        rows.append(row | {"at work": "not recorded" if earned is None else "yes" if earned.low > 0 else "no"})
+    return rows
+
+
+def compared(
+    ours: Sequence[Any], theirs: Sequence[Any], metric: str, sign: int, smallest: float, digits: int = 2
+) -> str:
+    """A paired difference with its word; a dash where a side was not run."""
+    return worded(paired(ours, theirs, metric) if ours and theirs else None, sign, smallest)
+
+
+# ---- the energies, fair
+
+
+def fair(runs: Sequence[Any]) -> list[Row]:
+    """By target, the modes' error of each tuned method, and AVO's difference to the ELBO of T times the steps."""
+    rows, differences = [], dict[str, list[float]]()
+    for target in SETTINGS:
+        errors = {method: [mode_error(run) for run in of_line(runs, method, target)] for method in METHODS}
+        if not all(errors.values()):
+            continue
+        gains = [a - b for a, b in zip(errors["AVO"], errors["ELBO, T times the steps"], strict=True)]
+        differences[target] = gains
+        row: Row = {"target": target} | {method: interval(errors[method]).text(3) for method in METHODS}
+        rows.append(row | {"AVO − ELBO, T times the steps": worded(interval(gains), -1, 0.02, 3)})
+    if len(differences) > 1:
+        every: Row = {"target": "all, pooled"} | dict.fromkeys(METHODS, "")
+        rows.append(every | {"AVO − ELBO, T times the steps": worded(pooled(differences), -1, 0.02, 3)})
+    return rows
+
+
+def worded(found: Interval | None, sign: int, smallest: float, digits: int = 2) -> str:
+    """An interval with its word."""
+    return "–" if found is None else f"{found.text(digits)} ({word(found, sign, smallest)})"
+
+
+def settings(runs: Sequence[Any]) -> list[Row]:
+    """The setting that tuning chose: by method, learning rate, schedule and cut on each target."""
+    rows = []
+    for method in METHODS:
+        row: Row = {"method": method}
+        for target in SETTINGS:
+            chosen = of_line(runs, method, target)
+            if chosen:
+                spec = chosen[0].spec
+                row[target] = (
+                    f"{spec.lr:g}{', cosine' * (spec.lr_schedule == 'cosine')}{', cut' * (spec.clip is not None)}"
+                )
+        rows.append(row)
+    return rows if all(len(row) > 1 for row in rows) else []
+
+
+def starts(runs: Sequence[Any], targets: Sequence[str] = "AD") -> list[Row]:
+    """The modes' error by the ELBO and by AVO for each start of the kernels."""
+    rows = []
+    for kernel in dict.fromkeys(run.spec.kernel for run in runs):
+        levels = {name: getattr(kernel, name) == level[1] for name, level in FACTORS.items()}
+        row: Row = {name: "near the identity" if near else "torch's" for name, near in levels.items()}
+        for target in targets:
+            for name in ("ELBO", "AVO"):
+                own = [run for run in select(runs, target=target, kernel=kernel) if _is(run, name)]
+                row[f"{target}, {name}"] = mean(map(mode_error, own))
+        rows.append(row)
+    return rows
+
+
+def _is(run: Any, name: str) -> bool:
+    return type(run.spec.objective).__name__ == name
+
+
+# ---- posteriors at a fixed decoder
+
+
+def fitted(runs: Sequence[Any], encoder: str) -> list[Row]:
+    """By kernel, the bound by the ELBO, less that of the Gaussian, and what each other objective changes."""
+    gaussian, rows = select(runs, kernel=None), []
+    for name, kernel in KERNELS.items():
+        own = {label: select(runs, kernel=kernel, encoder=encoder, objective=o) for label, o in OBJECTIVES.items()}
+        if not all(own.values()):
+            continue
+        row: Row = {"kernels": name, "earn, ELBO": mean(run.metrics["kernels_earn"] for run in own["ELBO"])}
+        row["ELBO − Gaussian"] = text(paired(own["ELBO"], gaussian, "elbo"))
+        rows.append(
+            row | {f"{label} − ELBO": compared(own[label], own["ELBO"], "elbo", 1, 0.2) for label in list(own)[1:]}
+        )
+    return rows
+
+
+def quarter(runs: Sequence[Any]) -> list[Row]:
+    """By method, the gap to log p(x) and the modes' error where a quarter of a digit is seen."""
+    rows = []
+    for alike in dict.fromkeys(run.spec.replace(seed=0) for run in runs):
+        own = [run for run in runs if run.spec.replace(seed=0) == alike]
+        kernel = type(alike.kernel).__name__ if alike.kernel is not None else "Gaussian"
+        row: Row = {"method": f"{kernel}, {type(alike.objective).__name__}", "from": alike.base}
+        row |= {"T": alike.n_transitions, "gap (nats)": mean(run.metrics["gap"] for run in own)}
+        row["gap of 200 weights"] = mean(run.metrics["iw_gap"] for run in own)
+        row["modes' error"] = text(mean(run.metrics["mode_error"] for run in own), 3)
+        rows.append(row)
+    return rows
+
+
+# ---- the small model, taken apart
+
+_TAUGHT: dict[str, dict[str, Any]] = {
+    "Gaussian, ELBO": GAUSSIAN,
+    "HVI, ELBO": {},
+    "HVI-AVO": BY_AVO,
+    "HVI-AVO, model by IWAE-5": BY_BOTH,
+    "HVI, IWAE-5": BY_IWAE,
+    "HVI from the prior, ELBO": PRIOR,
+    "HVI-AVO from the prior": PRIOR | BY_AVO,
+    "HVI-AVO from the prior, model by IWAE-5": PRIOR | BY_BOTH,
+    "HVI from the prior, IWAE-5": PRIOR | BY_IWAE,
+}
+
+
+def apart(runs: Sequence[Any], noise: float) -> list[Row]:
+    """By method, what is missing on the smaller side and the gap at the true model; then released, what is lost."""
+    rows = []
+    missing: Callable[[Any], float] = lambda m: m["posterior_share"] - m["chain_share"]
+    for name, plan in _TAUGHT.items():
+        fixed, released = (metrics_of(runs, noise, **plan, **phase) for phase in (FIXED, HELD))
+        row: Row = {"method": name, "fixed: mass missing": text(mean(map(missing, fixed)), 3)}
+        row["fixed: gap (nats)"] = text(mean(m["gap"] for m in fixed))
+        row["released: mass missing"] = text(mean(map(missing, released)), 3)
+        row["released: one mode"] = (
+            f"{sum(m['left'] * m['right'] < 0 for m in released)} of {len(released)}" if released else "–"
+        )
+        rows.append(row | {"released: likelihood lost (nats)": text(mean(m["loss"] for m in released), 3)})
+    return rows
