@@ -86,6 +86,13 @@ def test_a_record_keeps_as_much_of_the_history_as_its_study_asks_for(study, kept
     assert [line["step"] for line in results.load("full", study)[0].history] == kept
 
 
+def holds_all_of(found, recorded):
+    """Whether a description's JSON says what a record's does; it may have fields that came later."""
+    if isinstance(recorded, dict):
+        return all(name in found and holds_all_of(found[name], each) for name, each in recorded.items())
+    return found == recorded
+
+
 @committed
 def test_committed_records_are_complete_and_name_no_computer(path):
     records = json.loads(path.read_text())
@@ -94,7 +101,7 @@ def test_committed_records_are_complete_and_name_no_computer(path):
     for line in records:
         keys = {"spec", "metrics", "seconds", "machine", "versions", "date", "commit", "code"}
         assert set(line) - {"history"} == keys
-        assert to_json(from_json(line["spec"])) == line["spec"]
+        assert holds_all_of(to_json(from_json(line["spec"])), line["spec"])
         assert line["seconds"] > 0 and re.fullmatch(r"\d{4}-\d\d-\d\d", line["date"])
 
 

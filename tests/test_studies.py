@@ -29,6 +29,8 @@ from annealed_report.studies import (
     with_beta,
 )
 
+#: Studies that are planned, with their claims, and have no records yet: what they are to decide reads "not tested".
+NOT_YET_RUN = ("posterior_alone", "quarter", "tuning", "tuned", "starts", "apart")
 TABLED = ("grid", "objectives", "kernels", "initialisation")
 STUDIED = {name: study() for name, study in STUDIES.items()}
 SEEDS = dict.fromkeys(("mnist", "long", "anatomy", "agreement", "regime", "chosen", "robustness"), 3)
@@ -43,7 +45,10 @@ def runs_of(*names):
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_has_nothing_twice_and_each_method_every_seed(name):
     specs = STUDIED[name]
-    assert len(set(specs)) == len(specs) > 0
+    assert len(set(specs)) == len(specs) and (specs or name == "tuned")
+    if name == "tuned" and not specs:  # it waits for what `tuning` chooses
+        assert not results.load("full", "tuning")
+        return
     groups = {}
     for spec in specs:  # bounds take minutes: one seed has them
         alike = spec.replace(seed=0, **({"bounds_images": 0} if hasattr(spec, "bounds_images") else {}))
@@ -53,12 +58,12 @@ def test_a_study_has_nothing_twice_and_each_method_every_seed(name):
 
 
 def test_studies_share_nothing():
-    # Four lines of the small model are run again in the study that takes it apart, so that it is of one state.
-    every = [spec for name, specs in STUDIED.items() for spec in specs if name != "apart"]
+    # Two studies run some of what others have again, so that each is of one state of the code.
+    every = [spec for name, specs in STUDIED.items() for spec in specs if name not in ("apart", "tuning")]
     assert len(set(every)) == len(every)
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", [name for name in STUDIES if name not in NOT_YET_RUN])
 def test_every_run_of_a_study_is_recorded_once_and_no_other(name):
     recorded = [record.spec for record in results.load("full", name)]
     assert len(recorded) == len(STUDIED[name]) and set(recorded) == set(STUDIED[name])
@@ -88,6 +93,10 @@ def test_the_ring_spends_nvis_budget_in_every_step():
 
 def test_the_best_chains_are_shown_on_seeds_that_chose_nothing():
     assert {spec.seed for spec in STUDIED["best"]} == set(range(100, 105))
+
+
+def test_what_is_not_yet_run_has_no_records():
+    assert all(not results.load("full", name) for name in NOT_YET_RUN)
 
 
 def test_an_unknown_study_is_refused_with_the_known_ones():
