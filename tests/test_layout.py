@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 PARTS = ["description", "mathematics", "speed", "judging", "running", "annealed_core", "annealed_report"]
 MATHEMATICS = [
     *("targets", "energies", "kernels", "moves", "flows", "chain"),
-    *("objectives", "schedules", "vae", "evidence", "ais", "fit", "dais"),
+    *("objectives", "schedules", "vae", "evidence", "ais", "fit"),
+    *("dais", "nested", "balance"),
 ]
 FILES = sorted(path for room in ("annealed_core", "annealed_report") for path in (ROOT / room).rglob("*.py"))
 mathematics = pytest.mark.parametrize("name", MATHEMATICS)

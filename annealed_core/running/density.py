@@ -131,12 +131,12 @@ class Density(Experiment):
     def stack_key(self) -> Hashable | None:
         """All but seed and target.
 
-        A run is trained alone with a kernel or objective of the user's own, with kernels that see the target, and where
-        the objective is none of a model but of all, as a capacity is.
+        A run is trained alone with a kernel or objective of the user's own, with kernels that see the target or an
+        objective that says so, and where the objective is none of a model but of all, as a capacity is.
         """
         shared = tuple(value for name, value in self.fields().items() if name not in ("seed", "name", "target"))
-        alone = getattr(self.kernel, "sees_target", False) or any(n == "rise" for n, _ in schedules_in(self.objective))
-        if own_objects(shared) or alone:
+        alone = getattr(self.kernel, "sees_target", False) or getattr(self.objective, "alone", False)
+        if own_objects(shared) or alone or any(name == "rise" for name, _ in schedules_in(self.objective)):
             return None
         return int(self.target_object.dim), self.name is not None or isinstance(self.target, str), shared
 

@@ -1,0 +1,144 @@
+"""Particles that are weighed, and resampled, along the path: nested variational inference and sequential Monte Carlo.
+
+    found = sequential(chain, target, 1000)                 # found.log_z, found.z: a trained chain that resamples
+    fit(chain, target, NVI(resample=True), batch=36)        # and what trains it
+
+Both go one transition at a time, from f_{t-1} to f_t, and each has the increment log f_t(z_t) - log f_{t-1}(z_{t-1}) +
+log r_t(z_{t-1} | z_t) - log q_t(z_t | z_{t-1}), AVO's local objective. AVO takes it under q_{t-1}; nested variational
+inference (Zimmermann et al. 2021, arXiv 2106.11302) under f_{t-1}, for which particles carry weights (NVI) or are drawn
+anew by them (NVIR). With flows for kernels this is what AFT and CRAFT train (Arbel et al. 2021, arXiv 2102.07501;
+Matthews et al. 2022, arXiv 2201.13117).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from annealed_core.chain import Chain, Shape
+from annealed_core.description import Boolean
+from annealed_core.evidence import effective_sample_size, log_mean_weight
+from annealed_core.moves import draw_like
+from annealed_core.objectives import Alphas, Objective
+from annealed_core.targets import LinearAlphas, exponents
+
+
+def resampled(log_weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Which particles go on, by systematic resampling: log-weights (n, *batch) -> indices (n, *batch).
+
+    Each comes n times its normalised weight on average, and never less or more often than that rounded down or up. One
+    uniform number is drawn for each element of the batch.
+    """
+    n = len(log_weights)
+    shares = torch.softmax(log_weights.double(), 0).movedim(0, -1).cumsum(-1)
+    start = draw_like(torch.rand, shares[..., :1], generator)
+    points = (start + torch.arange(n, device=shares.device)) / n
+    return torch.searchsorted(shares / shares[..., -1:], points.contiguous()).clamp(max=n - 1).movedim(-1, 0)
+
+
+def chosen(z: Tensor, index: Tensor) -> Tensor:
+    """The particles z (n, *batch, dim) of those indices (n, *batch)."""
+    return z.gather(0, index.unsqueeze(-1).expand_as(z))
+
+
+def steps_of(
+    chain: Chain, target: Any, alphas: Any, noise: Tensor, resample: float
+) -> Iterator[tuple[Tensor, Tensor, Tensor, bool]]:
+    """Transition by transition: increments, the log-weights before them, states, and whether all were drawn anew.
+
+    Increments and log-weights are (n, *batch), states (n, *batch, dim). Particles are resampled before a transition
+    where their effective sample size is below the share `resample` in any element of the batch. States are cut off
+    before each transition.
+    """
+    alpha = exponents(alphas, len(chain)).detach().to(noise)
+    z, log_base = chain.base.rsample(noise[0]).detach(), chain.base.drawn_log_prob(noise[0]).detach()
+    log_f, weights = log_base, torch.zeros_like(log_base)
+    for t, (kernel, fresh) in enumerate(zip(chain.kernels, noise[1:], strict=True), 1):
+        drawn = bool((effective_sample_size(weights) < resample).any())
+        if drawn:
+            index = resampled(weights, chain.generator)
+            z, log_f, weights = chosen(z, index), log_f.gather(0, index), torch.zeros_like(weights)
+        moved, log_ratio = kernel(z, chain.context, fresh)
+        log_next = alpha[t] * target.log_prob(moved) + (1 - alpha[t]) * chain.base.log_prob(moved)
+        increment = log_next + log_ratio - log_f
+        yield increment, weights, moved, drawn
+        z, log_f, weights = moved.detach(), log_next.detach(), weights + increment.detach()
+
+
+class NVI(Objective):
+    """Nested variational inference's local objectives, each under the density that the step starts from.
+
+    The draws of a batch are its particles: the first dimension of the sample shape, 2 or more.
+
+    Attributes:
+        resample: draw particles anew by their weights before each transition (NVIR), instead of weighing them.
+        alphas: exponents of the path.
+    """
+
+    resample: Boolean = False
+    alphas: Alphas = LinearAlphas()
+
+    alone = True  # models are trained one at a time
+
+    def values(self, chain: Chain, target: Any, noise: Tensor) -> Tensor:
+        """Values (*sample, *batch), whose mean is the sum of the weighted local objectives."""
+        target = target.frozen() if hasattr(target, "frozen") else target
+        found = torch.zeros_like(noise[0, ..., 0])
+        for increment, weights, _, _ in steps_of(chain.detach(), target, self.alphas, noise, 2.0 * self.resample):
+            found = found + torch.softmax(weights, 0) * len(weights) * increment
+        return found
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """What `sequential` gives.
+
+    Attributes:
+        z, log_weights: the last states (n, *batch, dim), and their log-weights since they were last resampled.
+        log_z: estimate of log Z in nats, (*batch,): exp of it is unbiased for Z.
+        ess: effective sample size of the last weights as a fraction, (*batch,).
+        resamplings: how often particles were drawn anew.
+    """
+
+    z: Tensor
+    log_weights: Tensor
+    log_z: Tensor
+    ess: Tensor
+    resamplings: int
+
+
+@torch.no_grad()
+def sequential(
+    chain: Chain,
+    target: Any,
+    n: Shape,
+    alphas: Any = LinearAlphas(),
+    resample: float = 0.5,
+    noise: Tensor | None = None,
+) -> Sequential:
+    """Sequential Monte Carlo with a chain's own kernels (Del Moral, Doucet & Jasra 2006).
+
+    Args:
+        chain: with T kernels, trained or not.
+        target: f_T.
+        n: particles.
+        alphas: exponents of the path, or a function of T.
+        resample: the share of the particles below which their effective sample size makes them be drawn anew; 0 for
+            never: importance sampling of the whole path.
+        noise: as for `Chain.rsample`.
+    """
+    noise = chain.noise(n) if noise is None else noise
+    log_z, resamplings = torch.zeros_like(noise[0, 0, ..., 0]).double(), 0
+    last = chain.base.rsample(noise[0]), torch.zeros_like(noise[0, ..., 0])
+    for increment, weights, z, drawn in steps_of(chain, target, alphas, noise, resample):
+        if drawn:
+            log_z = log_z + log_mean_weight(last[1].double())[0]
+            resamplings += 1
+        last = z, weights + increment
+    log_weights = last[1].double()
+    log_z = log_z + log_mean_weight(log_weights)[0]
+    return Sequential(last[0], log_weights, log_z, effective_sample_size(log_weights), resamplings)
