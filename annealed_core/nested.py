@@ -116,7 +116,7 @@ def sequential(
     chain: Chain,
     target: Any,
     n: Shape,
-    alphas: Any = LinearAlphas(),
+    alphas: Any = LinearAlphas(),  # noqa: B008 -- a frozen description
     resample: float = 0.5,
     noise: Tensor | None = None,
 ) -> Sequential:
