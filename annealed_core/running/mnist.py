@@ -69,7 +69,7 @@ class Mnist(Experiment):
         grey: train and select on grey pixels, of which a Bernoulli decoder gives no likelihood: to show what that does.
         train_images: how many of the 50,000 training images are used.
         nll_samples, nll_images: importance samples for each image, and how many test images, for the likelihood.
-        bounds_images: test images whose likelihood is also taken by annealing, and bounded from both sides.
+        bounds_images: test images whose likelihood is taken from fitted proposals; the first 100 also from both sides.
         explored_images: test images over which it is measured how much the posterior explores, see `exploration`.
         seed, name, lr, lr_schedule, beta1, clip: see `Experiment`.
     """
