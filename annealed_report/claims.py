@@ -20,7 +20,7 @@ from typing import Any
 
 from annealed_core.objectives import ELBO
 from annealed_core.schedules import SHAPES
-from annealed_report import results
+from annealed_report import results, working
 from annealed_report.comparison import loses_a_mode, mode_error, of_specs, paired, select, spread
 from annealed_report.earlier import FAULTS, faulty
 from annealed_report.fair import FACTORS, SETTINGS, of_line
@@ -43,6 +43,8 @@ from annealed_report.studies import (
 
 #: What is taken of the runs (or records) of a study: an interval, or None where they are not there.
 Contrast = Callable[[Sequence[Any]], Interval | None]
+#: What chooses some of the runs.
+Chosen = Callable[[Sequence[Any]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def _searched(change: str) -> Contrast:
     return lambda runs: paired(of_specs(runs, ours), of_specs(runs, theirs), "valid_elbo")
 
 
-def _earned(*sides: Callable[[Sequence[Any]], Sequence[Any]]) -> Contrast:
+def _earned(*sides: Chosen) -> Contrast:
     """The least that the kernels of several methods earn; None where that was not recorded of each run."""
 
     def contrast(runs: Sequence[Any]) -> Interval | None:
@@ -209,6 +211,11 @@ def _earned(*sides: Callable[[Sequence[Any]], Sequence[Any]]) -> Contrast:
         return min((interval(values) for values in found), key=lambda each: each.low)
 
     return contrast
+
+
+def _runs_of(ours: Chosen, theirs: Chosen, metric: str) -> Contrast:
+    """Between runs that two functions choose."""
+    return lambda runs: paired(ours(runs), theirs(runs), metric)
 
 
 def _at_work(*names: str) -> Contrast:
@@ -316,6 +323,7 @@ def _warmed(name: str, metric: str) -> Contrast:
 _LOST, _FIT = "02_toy_energies#Modes lost", "02_toy_energies#The full runs"
 _FAIR, _STARTS = "05_verdict#Tuned, at equal evaluations", "05_verdict#What makes the ELBO lose modes"
 _ALONE, _QUARTER = "05_verdict#The posterior alone", "05_verdict#Truly many modes"
+_WORKING = "05_verdict#Kernels that earn their keep"
 _APART = "05_verdict#The small model, taken apart"
 _TABLE, _LONG, _FAILURE, _SEARCHED, _SIDES = (
     f"03_mnist_vae#{section}"
@@ -462,12 +470,43 @@ def _on_mnist() -> list[Claim]:
     )
     best, bound = f"MNIST, HVI-AVO as it does best on validation ({CHOSEN})", "validation bound, HVI-AVO − HVI"
     both, avo = _at_work("HVI-AVO", "HVI"), _at_work("HVI-AVO")
+    earning = "MNIST, with kernels that earn their keep"
+    ours, theirs = (functools.partial(working.of_line, name=name) for name in ("HVI-AVO", "HVI"))
+    plain = functools.partial(working.of_line, name="VAE")
     faults = tuple(FAULTS)
     ruins = _between(_with_faults(*faults), _with_faults(*faults[1:]), "nll")
     others = _between(_with_faults(*faults[1:]), _with_faults(), "nll")
     return [
-        Claim(f"MNIST: {hvi[0]}", "mnist", beats_hvi, -1, 0.5, _TABLE, hvi[1], "+12.77 (grey pixels)", True, both),
-        Claim(f"MNIST: {vae[0]}", "mnist", beats_vae, -1, 0.5, _TABLE, vae[1], "+14.51 (grey pixels)", True, avo),
+        Claim(
+            f"{earning}: {hvi[0]}",
+            *(
+                "working",
+                _runs_of(ours, theirs, "adaptive_nll"),
+                -1,
+                0.2,
+                _WORKING,
+                hvi[1],
+                "+12.77 (grey pixels)",
+                True,
+            ),
+            works=_earned(ours, theirs),
+        ),
+        Claim(
+            f"{earning}: {vae[0]}",
+            *(
+                "working",
+                _runs_of(ours, plain, "adaptive_nll"),
+                -1,
+                0.2,
+                _WORKING,
+                vae[1],
+                "+14.51 (grey pixels)",
+                True,
+            ),
+            works=_earned(ours),
+        ),
+        Claim(f"MNIST: {hvi[0]}", "mnist", beats_hvi, -1, 0.5, _TABLE, hvi[1], "+12.77 (grey pixels)", works=both),
+        Claim(f"MNIST: {vae[0]}", "mnist", beats_vae, -1, 0.5, _TABLE, vae[1], "+14.51 (grey pixels)", works=avo),
         Claim(
             "MNIST: without AVO, HVI is worse than the VAE (NLL, HVI − VAE)",
             *("mnist", _methods("HVI", "VAE"), 1, 0.12, _TABLE, "+0.12", "+1.74 (grey pixels)"),

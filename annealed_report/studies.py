@@ -25,6 +25,7 @@ from annealed_report.earlier import FAULTS, EarlierAVO, faulty
 from annealed_report.fair import starts, tuned, tuning
 from annealed_report.folded_line import apart, folded_line
 from annealed_report.posterior import posterior_alone, quarter
+from annealed_report.working import chains, working
 
 SEEDS = range(10)
 ENERGIES = ("A", "B", "C", "D", "E", "F")
@@ -296,7 +297,8 @@ def collapse() -> list[Mnist]:
 _DENSITY = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best, tuning, tuned, starts)
 _MNIST = (mnist, long, anatomy, faultless, agreement, regime, chosen, schedules, robustness, collapse)
 DENSITY_STUDIES: dict[str, Callable[[], Sequence[Experiment]]] = {study.__name__: study for study in _DENSITY}
-STUDIES = DENSITY_STUDIES | {study.__name__: study for study in (*_MNIST, folded_line, apart, posterior_alone, quarter)}
+_OTHERS = (folded_line, apart, posterior_alone, quarter, chains, working)
+STUDIES = DENSITY_STUDIES | {study.__name__: study for study in (*_MNIST, *_OTHERS)}
 
 
 def find_study(name: str) -> list[Experiment]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from annealed_report import working
 from annealed_report.comparison import mode_error, paired, select
 from annealed_report.fair import FACTORS, METHODS, SETTINGS, of_line
 from annealed_report.folded_line import BY_AVO, BY_BOTH, BY_IWAE, FIXED, GAUSSIAN, HELD, PRIOR, metrics_of
@@ -129,6 +130,29 @@ def quarter(runs: Sequence[Any]) -> list[Row]:
         row["modes' error"] = text(mean(run.metrics["mode_error"] for run in own), 3)
         rows.append(row)
     return rows
+
+
+def chains(runs: Sequence[Any]) -> list[Row]:
+    """By chain, what HVI's validation bound gains on the VAE with the same decoder, and what its kernels earn."""
+    rows = []
+    for name, gained in working.gains(runs).items():
+        own = select(runs, **working.CHAINS[name])
+        row: Row = {"chain": name, "HVI − VAE (nats)": interval(gained)}
+        row["kernels earn (nats)"] = mean(run.metrics["kernels_earn"] for run in own)
+        rows.append(row | {"they move z by": mean(run.metrics["kernels_move"] for run in own)})
+    return rows
+
+
+def judged(runs: Sequence[Any]) -> list[Row]:
+    """VAE, HVI, HVI-AVO and IAF with kernels that earn their keep: likelihood, bound, and differences to the VAE."""
+    rows, vae = [], working.of_line(runs, "VAE")
+    for name in ("VAE", "HVI", "HVI-AVO", "IAF"):
+        own = working.of_line(runs, name)
+        row: Row = {"method": name, "NLL": mean(run.metrics["adaptive_nll"] for run in own)}
+        row["− VAE"] = None if name == "VAE" else paired(own, vae, "adaptive_nll")
+        row["ELBO"] = mean(run.metrics["elbo"] for run in own)
+        rows.append(row | {"kernels earn": mean(run.metrics["kernels_earn"] for run in own) if name != "VAE" else None})
+    return rows if vae else []
 
 
 # ---- the small model, taken apart
