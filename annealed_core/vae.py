@@ -251,6 +251,11 @@ class VAE(nn.Module):
         """The target log p(x, z); x: (batch, 784) in {0, 1}."""
         return Joint(self.decoder, x, self.latents)
 
+    def objective(self, objective: Any, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What is maximised of an objective: its values for each image, (batch,)."""
+        values: Tensor = objective(self.posterior(x, generator), self.joint(x), ())
+        return values
+
     @torch.no_grad()
     def decode(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Pixel probabilities: (*batch, latents) -> (*batch, 784).

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from annealed_core.description import Boolean, Calls, Choice, Size, Whole
+from annealed_core.iterative import IterativeVAE
 from annealed_core.judging import exploration, inference
 from annealed_core.judging.images import mean_and_error
 from annealed_core.judging.likelihood import importance_sampling
@@ -65,6 +66,8 @@ class Mnist(Experiment):
         latents, width: dimensions of z, and units of each hidden layer of encoder and decoder.
         decoder: the description of the decoder.
         base: where the chain starts: from the "encoder"'s q_0(z | x), or the "prior".
+        iterations: how often that base is refined by the gradient of the bound, see `iterative`; 0 for an encoder that
+            gives it at once.
         shuffled: without it the images come in the same order in every epoch, and the last weights are kept.
         grey: train and select on grey pixels, of which a Bernoulli decoder gives no likelihood: to show what that does.
         train_images: how many of the 50,000 training images are used.
@@ -85,6 +88,7 @@ class Mnist(Experiment):
         Independent()
     )
     base: Annotated[str, Choice("encoder", "prior")] = "encoder"
+    iterations: Annotated[int, Whole(0, 100)] = 0
     shuffled: Boolean = True
     grey: Boolean = False
     train_images: Annotated[int, Whole(2, 50_000)] = 50_000
@@ -101,6 +105,8 @@ class Mnist(Experiment):
         if bool(self.n_transitions) != (self.kernel is not None):
             takes = "0 without a kernel" if self.kernel is None else "at least 1 with a kernel"
             raise ValueError(f"impossible n_transitions {self.n_transitions} of Mnist: n_transitions takes {takes}")
+        if self.iterations and (self.base == "prior" or getattr(self.kernel, "sees_target", False)):
+            raise ValueError(f"impossible iterations {self.iterations} of Mnist: what is refined is an encoder's base")
         if self.base == "prior" and self.kernel is None:
             raise ValueError("impossible base 'prior' of Mnist: it takes a kernel, which alone would see the image")
         if self.train_images % self.batch == 1:
@@ -136,7 +142,10 @@ class Mnist(Experiment):
     def auto_encoder(self) -> VAE:
         """The untrained model, with weights drawn from torch's random state."""
         # Encoder and decoder are drawn before the kernels: methods with the same seed share their initial weights.
-        model = VAE(self.latents, self.width, (), self.decoder, self.base)
+        if self.iterations:
+            model: VAE = IterativeVAE(self.latents, self.width, (), self.decoder, iterations=self.iterations)
+        else:
+            model = VAE(self.latents, self.width, (), self.decoder, self.base)
         if self.kernel is not None:
             model.kernels = nn.ModuleList(copied(self.kernel.build(self.latents, self.n_transitions, self.width)))
         return model
@@ -177,8 +186,7 @@ class MnistProblem(Problem):
             self.network.train()
             self._epoch = data.batches(self.train, spec.batch, self.generator, spec.shuffled, not spec.grey)
         x = next(self._epoch)
-        chain, joint = self.network.posterior(x, self.noise), self.network.joint(x)
-        mean = objective_at(self.objective, step)(chain, joint, ()).mean().unsqueeze(0)
+        mean = self.network.objective(objective_at(self.objective, step), x, self.noise).mean().unsqueeze(0)
         self._recent.append(mean.detach())
         self._step = step
         return mean
