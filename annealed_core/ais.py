@@ -22,6 +22,7 @@ from torch import Tensor
 from annealed_core.evidence import effective_sample_size, log_mean_weight, log_prob_double
 from annealed_core.kernels import DiagonalGaussian
 from annealed_core.moves import Hamiltonian, Langevin, Metropolis, check_positive, check_whole, draw_like
+from annealed_core.nested import chosen, resampled
 from annealed_core.targets import check_alphas, name_of
 
 #: The share of accepted proposals that an adapted step size aims at: what is best in many dimensions (Roberts &
@@ -164,13 +165,15 @@ def ais(
     n_moves: int = 2,
     n_leapfrog: int = 10,
     step_size: float | Tensor | None = None,
+    resample: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Particles:
     """Weighted samples of a target and an estimate of its log Z, by annealed importance sampling.
 
     Log w = sum_t (alpha_t - alpha_{t-1}) * (log f(z_{t-1}) - log q_0(z_{t-1})), with z_t from moves that leave f_t
-    invariant; the particles are never resampled. With a given step size the mean weight is unbiased for Z. An adapted
-    one learns from the particles it moves, and so does a threshold: the estimate is then consistent in their number.
+    invariant. Where particles are resampled it is sequential Monte Carlo (Del Moral, Doucet & Jasra 2006). With a given
+    step size the mean weight is unbiased for Z. An adapted one learns from the particles it moves, and so does a
+    threshold: the estimate is then consistent in their number.
 
     Args:
         target: with `log_prob` and `dim`; for Hamiltonian and Langevin moves differentiable by autograd.
@@ -186,6 +189,8 @@ def ais(
             `Particles.step_sizes` has them; unless given, it follows the path, for each element of the batch, towards
             the acceptance in `ACCEPTANCE`. Unless it is one number, each particle takes a step within half of it, so
             that no number of leapfrog steps brings all back to where they were (Neal 2011, section 3.2).
+        resample: in (0, 1): the share of the particles below which their effective sample size makes them be drawn anew
+            by their weights, all of which are then the mean weight; never unless given.
         generator: what all is drawn from; torch's global generator unless given.
 
     Raises ValueError, naming the argument, for those that do not fit, for a target whose log_prob has the wrong shape
@@ -195,6 +200,8 @@ def ais(
     annealing = _Annealing(target, base, move, n_moves, n_leapfrog, step_size, generator)
     if threshold is not None and not 0 < threshold < 1:
         raise ValueError(f"threshold must lie in (0, 1), got {threshold!r}")
+    if resample is not None and not 0 < resample < 1:
+        raise ValueError(f"resample must lie in (0, 1), got {resample!r}")
     if threshold is not None and alphas is not None:
         raise ValueError("alphas and threshold exclude each other: a threshold chooses the alphas")
     if threshold is not None and isinstance(step_size, Tensor):
@@ -215,6 +222,9 @@ def ais(
             )
         alpha = given[len(used)] if threshold is None else _next_alpha(used[-1], threshold, log_weights, slope)
         log_weights = log_weights + (alpha - used[-1]) * slope
+        if resample is not None and bool((effective_sample_size(log_weights) < resample).any()):
+            z = chosen(z, resampled(log_weights, generator))
+            log_weights = log_mean_weight(log_weights)[0].expand_as(log_weights)
         if steps is not None:
             step = steps[0 if threshold else len(used) - 1]
         used.append(alpha)

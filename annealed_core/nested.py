@@ -61,7 +61,8 @@ def steps_of(
         drawn = bool((effective_sample_size(weights) < resample).any())
         if drawn:
             index = resampled(weights, chain.generator)
-            z, log_f, weights = chosen(z, index), log_f.gather(0, index), torch.zeros_like(weights)
+            z, log_f = chosen(z, index), log_f.gather(0, index)
+            weights = log_mean_weight(weights)[0].expand_as(weights)
         moved, log_ratio = kernel(z, chain.context, fresh)
         log_next = alpha[t] * target.log_prob(moved) + (1 - alpha[t]) * chain.base.log_prob(moved)
         increment = log_next + log_ratio - log_f
@@ -98,7 +99,7 @@ class Sequential:
     """What `sequential` gives.
 
     Attributes:
-        z, log_weights: the last states (n, *batch, dim), and their log-weights since they were last resampled.
+        z, log_weights: the last states (n, *batch, dim), and their log-weights; all are the mean weight once resampled.
         log_z: estimate of log Z in nats, (*batch,): exp of it is unbiased for Z.
         ess: effective sample size of the last weights as a fraction, (*batch,).
         resamplings: how often particles were drawn anew.
@@ -132,13 +133,8 @@ def sequential(
         noise: as for `Chain.rsample`.
     """
     noise = chain.noise(n) if noise is None else noise
-    log_z, resamplings = torch.zeros_like(noise[0, 0, ..., 0]).double(), 0
-    last = chain.base.rsample(noise[0]), torch.zeros_like(noise[0, ..., 0])
-    for increment, weights, z, drawn in steps_of(chain, target, alphas, noise, resample):
-        if drawn:
-            log_z = log_z + log_mean_weight(last[1].double())[0]
-            resamplings += 1
-        last = z, weights + increment
-    log_weights = last[1].double()
-    log_z = log_z + log_mean_weight(log_weights)[0]
-    return Sequential(last[0], log_weights, log_z, effective_sample_size(log_weights), resamplings)
+    z, log_weights, resamplings = chain.base.rsample(noise[0]), torch.zeros_like(noise[0, ..., 0]), 0
+    for increment, weights, moved, drawn in steps_of(chain, target, alphas, noise, resample):
+        z, log_weights, resamplings = moved, weights + increment, resamplings + drawn
+    log_weights = log_weights.double()
+    return Sequential(z, log_weights, log_mean_weight(log_weights)[0], effective_sample_size(log_weights), resamplings)

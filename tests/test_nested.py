@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from annealed_core.ais import ais
 from annealed_core.chain import Chain
 from annealed_core.evidence import log_mean_weight
 from annealed_core.fit import fit
@@ -101,6 +102,24 @@ def test_resampling_keeps_the_estimate_of_z_unbiased(moves):
     z = torch.stack([each.log_z for each in estimates]).exp()
     assert min(each.resamplings for each in estimates) > 0
     assert abs(float(z.mean()) - 1) < 4 * float(z.std()) / 600**0.5 < 0.4
+
+
+@pytest.mark.parametrize("threshold", [None, 0.9])
+def test_annealing_that_resamples_estimates_z_and_keeps_the_particles_even(threshold):
+    base, generator = DiagonalGaussian.isotropic(2), torch.Generator().manual_seed(0)
+    annealing = {"n_temperatures": 20, "threshold": threshold, "n_leapfrog": 3, "generator": generator}
+    kept = ais(D, base, 2000, **annealing, resample=0.9)
+    assert abs(float(kept.log_z)) < 0.1 and float(kept.ess) > 0.85
+    assert float(kept.ess) > float(ais(D, base, 2000, **annealing).ess)
+    with pytest.raises(ValueError, match=r"resample must lie in \(0, 1\), got 1"):
+        ais(D, base, resample=1)
+
+
+def test_annealing_that_resamples_is_unbiased_with_given_steps():
+    base = DiagonalGaussian(torch.zeros(2), torch.full((2,), 2.0))
+    few = {"n_temperatures": 4, "n_moves": 1, "move": "metropolis", "step_size": 0.8}
+    z = torch.stack([ais(D, base, 40, **few, resample=0.9).log_z for _ in range(400)]).exp()
+    assert abs(float(z.mean()) - 1) < 4 * float(z.std()) / 400**0.5 < 0.4
 
 
 def test_without_resampling_it_is_importance_sampling():
