@@ -383,7 +383,11 @@ def _fair_and_square() -> list[Claim]:
     every, modes = tuple(SETTINGS), "total variation of the modes' masses"
     said = "Energies, each method tuned: ELBO-trained HVI misses modes that AVO finds"
     closer, kept = "AVO comes closer than an ELBO of as many steps (total variation)", "makes the ELBO keep modes"
-    starts = {"gate": "A gate that starts closed", "sigma": "Little noise at the start", "scale": "A smaller output layer at the start"}
+    starts = {
+        "gate": "A gate that starts closed",
+        "sigma": "Little noise at the start",
+        "scale": "A smaller output layer",
+    }
     found = [
         Claim(
             f"{said}, at equal evaluations ({modes}, mean over A–F and the ring; AVO − ELBO of T times the steps)",
