@@ -161,6 +161,8 @@ def maximum_likelihood(x: Tensor) -> LineModel:
         optimiser.step(loss)
         offset, right, left, log_noise = raw.detach()
         ends.append(LineModel(offset, torch.maximum(right, left), torch.minimum(right, left), log_noise.exp()))
+    if not data.isfinite().all():
+        raise ValueError("x must be finite: no start of the likelihood's maximum gave a number")
     return max(ends, key=lambda model: float(model.log_prob(data).mean().nan_to_num(-math.inf)))
 
 

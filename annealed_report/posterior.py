@@ -28,7 +28,7 @@ from annealed_core.kernels import Gated, Residual
 from annealed_core.objectives import AVO, ELBO, IWAE
 from annealed_core.running.data import batches
 from annealed_core.running.density import Kernels, Objectives, built, check_objective, copied, short_name
-from annealed_core.running.experiment import Experiment, run
+from annealed_core.running.experiment import Experiment, Problem, run
 from annealed_core.running.mnist import Mnist, images
 from annealed_core.schedules import Linear, Then, objective_at
 from annealed_core.vae import VAE, Joint
@@ -166,7 +166,7 @@ class Fitted(VAE):
         return Joint(self.decoder, x[:, self.seen], self.latents)
 
 
-class PosteriorProblem:
+class PosteriorProblem(Problem):
     """One posterior on binarised MNIST."""
 
     def __init__(self, spec: Posterior, device: str = "cpu") -> None:
@@ -181,18 +181,13 @@ class PosteriorProblem:
         self._epoch: Iterator[Tensor] = iter(())
         self._recent: list[Tensor] = []
 
-    def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-
     def values(self, step: int) -> Tensor:
         """The mean objective of a batch of images, (1,)."""
         if step % self.steps_per_record == 0:  # where checkpoints are, and so a continued run finds the same batches
             self.network.train()
             self._epoch = self._batches()
         x = next(self._epoch)
-        chain, joint = self.network.posterior(x, self.noise), self.network.joint(x)
-        mean = objective_at(self.objective, step)(chain, joint, ()).mean().unsqueeze(0)
+        mean = self.network.objective(objective_at(self.objective, step), x, self.noise).mean().unsqueeze(0)
         self._recent.append(mean.detach())
         return mean
 

@@ -1,6 +1,7 @@
 """Runs: found again, continued exactly wherever they were killed, shared by processes and threads; one's own parts."""
 
 import json
+import logging
 import math
 import signal
 import subprocess
@@ -12,7 +13,6 @@ import pytest
 import torch
 from test_system import CALLERS, STATES
 
-import annealed_core
 from annealed_core.description import Size, to_json
 from annealed_core.flows import IAF, Householder, Planar
 from annealed_core.kernels import Gated, Residual
@@ -176,9 +176,11 @@ def test_a_run_does_not_depend_on_the_callers_settings_and_leaves_them_alone(sto
 
 
 def test_runs_in_threads_are_those_of_the_same_runs_alone(store, monkeypatch):
-    objectives = (AVO(), IWAE(samples=2), AVO(alphas=LearnedAlphas()), own_objective)
-    specs = [SHORT.replace(objective=each, seed=seed, samples=50) for each in objectives for seed in (0, 1)]
-    specs += [SHORT.replace(kernel=kernel, samples=50) for kernel in (Planar(), Householder())]
+    kernels = (Gated(hidden=8), Residual(hidden=8), Planar(), Householder())
+    objectives = (ELBO(), AVO(), IWAE(samples=2), AVO(alphas=LearnedAlphas()), Then(AVO(), ELBO(), switch=10))
+    specs = [SHORT.replace(kernel=kernel, objective=each, samples=50) for kernel in kernels for each in objectives]
+    specs += [SHORT.replace(objective=own_objective, seed=seed, samples=50) for seed in range(4)]
+    assert len(specs) == 24
     with ThreadPoolExecutor(6) as pool:
         together = list(pool.map(run, specs))
     monkeypatch.setenv("ANNEALED_STORE", str(store / "alone"))
@@ -499,10 +501,77 @@ def test_what_another_machine_has_trained_is_kept_here(store, times_trained):
 # ---- the call of earlier versions
 
 
-@pytest.mark.parametrize(("experiment", "now"), [("toy", "Density(target='A', "), ("mnist", "Mnist(kernel=")])
+FORMER = [
+    *[{"experiment": "toy", "method": m} for m in ("elbo", "alpha", "iwae", "avo", "calibrated", "mixture")],
+    *[{"experiment": "toy", "method": "avo", "kernel": k} for k in ("residual", "planar", "iaf", "spline")],
+    {"experiment": "toy", "method": "elbo", "target": "ring8", "seed": 3, "n_transitions": 5},
+    *[{"experiment": "mnist", "method": m} for m in ("vae", "hvi", "avo", "mixture", "planar", "iaf", "iwae")],
+    {"experiment": "mnist", "method": "householder", "seed": 2, "n_transitions": 8},
+]
+
+
+@pytest.mark.parametrize("fields", FORMER, ids=lambda fields: " ".join(map(str, fields.values())))
 @pytest.mark.filterwarnings("ignore:schedule")
-def test_the_former_call_names_the_one_that_takes_its_place(experiment, now):
+def test_the_former_call_names_the_one_that_takes_its_place(fields):
+    import annealed_core.flows as flows
+    import annealed_core.kernels as kernels
+    import annealed_core.objectives as objectives
+
     with pytest.raises(TypeError, match=r"^Spec is no more: write .*; the README has a table") as refusal:
-        Spec(experiment=experiment, method="avo", target="A")
+        Spec(**fields)
     call = str(refusal.value).removeprefix("Spec is no more: write ").partition(";")[0]
-    assert call.startswith(now) and eval(call, vars(annealed_core)).objective.weight in (1, 0.2)
+    names = {**vars(kernels), **vars(flows), **vars(objectives), "Linear": Linear, "Mixed": Mixed}
+    spec = eval(call, {**names, "Density": Density, "Mnist": Mnist})
+    assert spec.seed == fields.get("seed", 0) and type(spec).__name__ == {"toy": "Density"}.get(
+        fields["experiment"], "Mnist"
+    )
+    assert spec.n_transitions == fields.get("n_transitions", spec.n_transitions)
+    assert fields.get("kernel", "").lower() in type(spec.kernel).__name__.lower()
+
+
+HEIGHT = 0.0
+
+
+def helper(z):
+    return HEIGHT - 0.5 * ((z - 1) / 0.5).square().sum(-1)
+
+
+class Spike:
+    """A density that reads a helper and a constant from around it."""
+
+    dim = 2
+
+    def log_prob(self, z):
+        return torch.logaddexp(-0.5 * z.square().sum(-1), helper(z))
+
+
+class Odd(Bump):
+    """A target that changes when it is called, with a logger and 8 MB of data."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.logger, self.data = 0, logging.getLogger("odd"), torch.randn(2_000_000)
+
+    def log_prob(self, z):
+        self.calls += 1
+        return super().log_prob(z) + self.data[0]
+
+
+def test_a_target_that_reads_what_was_changed_gets_figures_of_its_own(store, monkeypatch):
+    spec = SHORT.replace(target=Spike(), samples=5000, objective=ELBO(), n_transitions=0)
+    first = run(spec).metrics["log_z"]
+    monkeypatch.setitem(globals(), "HEIGHT", 3.0)
+    second = run(spec).metrics["log_z"]
+    monkeypatch.setitem(globals(), "helper", lambda z: torch.full(z.shape[:-1], -torch.inf))
+    third = run(spec).metrics["log_z"]
+    assert first == pytest.approx(math.log(2 * math.pi * 1.25), abs=0.1)
+    assert second == pytest.approx(math.log(2 * math.pi * (1 + math.exp(3) / 4)), abs=0.1)
+    assert third == pytest.approx(math.log(2 * math.pi), abs=0.1)
+
+
+def test_a_target_that_changes_when_it_is_called_with_a_logger_and_much_data_is_trained_and_kept(store, times_trained):
+    target = Odd()
+    spec = SHORT.replace(target=target, name="odd")
+    assert_same(run(spec), run(spec))
+    assert target.calls > 20 and times_trained() == 1
+    assert len(sweep([spec.replace(seed=seed) for seed in range(4)])) == 4

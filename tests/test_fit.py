@@ -284,3 +284,16 @@ def test_training_can_be_ended_and_goes_on_from_where_it_was():
 def test_an_unknown_schedule_of_the_learning_rate_is_refused():
     with pytest.raises(ValueError, match=r"^unknown lr_schedule 'linear': choose one of constant, cosine$"):
         fit(chain_of(Gated(8)), TARGET, lr_schedule="linear")
+
+
+def test_elements_of_the_gradient_are_cut_off_and_smaller_ones_left():
+    weight, seen = torch.nn.Parameter(torch.zeros(3)), []
+
+    class Noted(torch.optim.SGD):
+        def step(self):
+            seen.append(weight.grad.tolist())
+
+    slopes = torch.tensor([-3.0, 0.05, 7.0])
+    for clip in (None, 0.1):
+        maximise(lambda step: (slopes * weight).sum(), [weight], 1, lr=1, clip=clip, optimiser=Noted([weight], lr=1))
+    assert seen[0] == pytest.approx([3, -0.05, -7]) and seen[1] == pytest.approx([0.1, -0.05, -0.1])

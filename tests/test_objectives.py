@@ -9,7 +9,7 @@ from draws import draw
 from torch import nn
 
 from annealed_core.chain import Chain
-from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair, normal_log_prob
+from annealed_core.kernels import DiagonalGaussian, Gated, GatedGaussianPair, normal_log_prob
 from annealed_core.objectives import (
     AVO,
     ELBO,
@@ -457,3 +457,23 @@ class TestLearnedPath:
             optimiser.step()
         exact = torch.tensor([0.0, 0.243, 0.462, 0.659, 0.838, 1.0]).double()
         torch.testing.assert_close(path().detach(), exact, atol=0.12, rtol=0)
+
+
+def test_with_samples_avo_keeps_the_kernels_and_the_importance_weighted_bound_teaches_the_rest():
+    torch.manual_seed(0)
+    vae = VAE(3, 8, Gated(4).build(3, 2, 8)).double().eval()
+    x, noise = torch.bernoulli(torch.full((5, 784), 0.3)).double(), torch.randn(3, 4, 5, 3).double()
+    parts = {"kernels": list(vae.kernels.parameters()), "rest": [*vae.encoder.parameters(), *vae.decoder.parameters()]}
+
+    def gradients(objective, part, change=lambda chain: chain):
+        values = objective.values(change(vae.posterior(x)), vae.joint(x), noise)
+        found = torch.autograd.grad(values.mean(), parts[part], allow_unused=True)
+        return values, [torch.zeros_like(p) if g is None else g for g, p in zip(found, parts[part], strict=True)]
+
+    assert AVO(samples=4).draws(7) == (4, 7) and AVO().draws(7) == (7,)
+    values, kernels = gradients(AVO(samples=4), "kernels")
+    torch.testing.assert_close(values, gradients(IWAE(4), "rest")[0])
+    for found, expected in zip(kernels, gradients(LocalAVO(), "kernels")[1], strict=True):
+        torch.testing.assert_close(found, expected)
+    for found, expected in zip(gradients(AVO(samples=4), "rest")[1], gradients(IWAE(4), "rest")[1], strict=True):
+        torch.testing.assert_close(found, expected)

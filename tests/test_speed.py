@@ -1,6 +1,9 @@
 """What is fast is what is plain: the same values and gradients from the same weights and noise."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +43,9 @@ def jitter(module):
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return module
+
+
+# The law.
 
 
 def gradients(value, by_name):
@@ -271,3 +277,26 @@ def test_what_is_compiled_is_kept_apart_for_each_kind_of_processor(monkeypatch, 
     assert compiled.keep_cache_apart() != first
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     assert compiled.keep_cache_apart().name.startswith("another-")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_processors_that_share_a_cache_compute_the_same(tmp_path):
+    program = (
+        Path(__file__).read_text(encoding="utf-8").partition("# The law.")[0]
+        + """
+torch.manual_seed(0)
+models = [KERNELS["gated"].build(2, 2) for _ in range(2)]
+chain = StackedChain(StackedBase(torch.zeros(2, 2), torch.ones(2, 2)), stack(models))
+step = CompiledStep(lambda objective, noise: objective.values(chain, ENERGIES["D"], noise).mean(0), chain.parameters())
+print(step(ELBO(), torch.randn(3, 16, 2, 2)).tolist(), step.works)
+"""
+    )
+    answers = []
+    for level in ("avx2", "default"):
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "ATEN_CPU_CAPABILITY": level}
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[-1000:]
+        answers.append(eval(done.stdout.decode().replace(" True", ", True")))
+    assert answers[0][1] and answers[1][1]
+    torch.testing.assert_close(torch.tensor(answers[0][0]), torch.tensor(answers[1][0]), rtol=1e-4, atol=1e-4)

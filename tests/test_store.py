@@ -57,7 +57,7 @@ def test_without_a_clone_the_store_is_in_the_working_directory(monkeypatch, tmp_
 
 
 def test_what_is_kept_is_found_again(done):
-    weights = done.load("weights.pt")
+    weights = done.load("weights.pt", like=WEIGHTS)
     assert done.result() == RESULT and done.failure() is None
     assert torch.equal(weights["w"], WEIGHTS["w"]) and torch.equal(weights["deep"]["b"], WEIGHTS["deep"]["b"])
 
@@ -75,7 +75,18 @@ def test_a_failure_is_no_result_and_ends_with_one(done):
     assert done.failure() is None and done.result() == RESULT
 
 
-ODD_JSON = ["", "{", "[]", "{}", "[" * 100_000, '{"metrics": [], "history": [], "seconds": 1, "weights": ""}']
+ODD_JSON = [
+    "",
+    "{",
+    "[]",
+    "3",
+    "{}",
+    '"text"',
+    "[" * 100_000,
+    '{"metrics": [], "history": [], "seconds": 1, "weights": ""}',
+]
+NAN = {"w": torch.tensor([0.0, torch.nan, 0.0]), "deep": WEIGHTS["deep"]}
+ODD_WEIGHTS = [[1, 2], {"w": torch.zeros(3)}, {**WEIGHTS, "w": torch.zeros(4)}, {**WEIGHTS, "more": torch.ones(1)}, NAN]
 
 
 def one_line(caplog, path):
@@ -85,14 +96,48 @@ def one_line(caplog, path):
 
 
 @pytest.mark.parametrize("text", ODD_JSON, ids=lambda text: text[:12])
-def test_odd_json_is_said_in_one_line_and_gives_way_to_the_next(done, caplog, text):
+def test_an_odd_result_is_said_in_one_line_and_gives_way_to_the_next(done, caplog, text):
     (done.path / "result.json").write_text(text)
     assert done.result() is done.result() is None and one_line(caplog, done.path / "result.json")
     done.write_result(RESULT)
     assert done.result() == RESULT
-    caplog.clear()
+
+
+@pytest.mark.parametrize("text", ODD_JSON, ids=lambda text: text[:12])
+def test_an_odd_failure_is_none(done, caplog, text):
     (done.path / "failed.json").write_text(text)
     assert done.failure() is None and one_line(caplog, done.path / "failed.json")
+
+
+@pytest.mark.parametrize("name", ["result.json", "weights.pt", "checkpoint.pt", "failed.json"])
+def test_a_folder_in_place_of_a_file_is_moved_aside(done, caplog, name):
+    (done.path / name).unlink(missing_ok=True)
+    (done.path / name / "within").mkdir(parents=True)
+    found = {"result.json": done.result, "failed.json": done.failure}.get(name, lambda: done.load(name))()
+    assert found is None and one_line(caplog, done.path / name)
+    done.save("weights.pt", WEIGHTS)
+    done.save("checkpoint.pt", {})
+    done.write_result(RESULT)
+    assert done.result() == RESULT and done.load("weights.pt", WEIGHTS) and done.load("checkpoint.pt") == {}
+    assert [path for path in done.path.glob(f"{name}.odd-*/within")]
+
+
+@pytest.mark.parametrize("weights", ODD_WEIGHTS, ids=["list", "fewer", "shape", "more", "nan"])
+def test_odd_weights_are_said_in_one_line(done, caplog, weights):
+    torch.save(weights, done.path / "weights.pt")
+    assert done.load("weights.pt", like=WEIGHTS) is None and one_line(caplog, done.path / "weights.pt")
+
+
+@pytest.mark.parametrize("saved", [[1], {"step": 1}, {"model": [1]}, {"model": {"v": torch.ones(1)}}])
+def test_a_checkpoint_of_another_model_is_said_in_one_line(done, caplog, saved):
+    torch.save(saved, done.path / "checkpoint.pt")
+    assert done.load("checkpoint.pt", like={"model": {"w": torch.ones(1)}}) is None
+    assert one_line(caplog, done.path / "checkpoint.pt")
+
+
+def test_a_checkpoint_may_hold_more_than_the_model_and_one_that_diverged(done):
+    done.save("checkpoint.pt", {"model": NAN, "step": 3})
+    assert done.load("checkpoint.pt", like={"model": WEIGHTS})["step"] == 3
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "checkpoint.pt"])

@@ -104,12 +104,14 @@ def coverage(real: Tensor, generated: Tensor, labels: Tensor | None = None, k: i
         labels: of the real images, whole numbers, (n,).
         k: which neighbour sets the radius, below n.
 
-    Raises ValueError for images of other shapes and for a k that is no whole number from 1 to n - 1.
+    Raises ValueError for other shapes and for a k that is no whole number from 1 to n - 1.
     """
     check_whole(k=k)
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1] or not len(generated):
         shapes = f"{tuple(real.shape)} and {tuple(generated.shape)}"
         raise ValueError(f"real and generated must have shapes (n, pixels) and (m, pixels), got {shapes}")
+    if labels is not None and labels.shape != real.shape[:1]:
+        raise ValueError(f"labels must have shape ({len(real)},), got {tuple(labels.shape)}")
     if k >= len(real):
         raise ValueError(f"k must be below the number of real images, {len(real)}, got {k}")
     real, generated = real.double(), generated.double()  # for the cancellation in the square that cdist writes out

@@ -113,7 +113,11 @@ def batches(
     Yields float32 (batch_size, 784); the last batch has what is left, N modulo `batch_size`, if that is not zero.
     Order and pixels depend on nothing but the state of `generator` (or of torch's global one): whoever saves that state
     before an epoch can repeat it exactly.
+
+    Raises `ValueError` for a `batch_size` below 1.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     device = images.device if generator is None else generator.device
     order = torch.randperm(len(images), generator=generator, device=device).to(images.device)
     if not shuffled:

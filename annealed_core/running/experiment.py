@@ -195,8 +195,10 @@ def _read(folder: Folder) -> Trained | None:
     if failure is not None:
         return Trained({}, [], 0.0, {}, failure)
     result = folder.result()
-    weights = result and folder.load("weights.pt")
-    return Trained(**result, weights=weights) if result and weights is not None else None
+    weights = None if result is None else folder.load("weights.pt")
+    if result is None or weights is None:
+        return None
+    return Trained(result["metrics"], result["history"], result["seconds"], weights)
 
 
 def _maximise(
@@ -207,8 +209,9 @@ def _maximise(
     if not parameters:  # a chain of length 0 has nothing to train
         return histories, 0.0
     optimiser, seconds, first = adam(parameters, spec.lr, spec.beta1), 0.0, 0
-    saved = folder and folder.load("checkpoint.pt")
-    if saved:
+    like = {"model": problem.module.state_dict(), "histories": [], "step": 0, "seconds": 0.0}
+    saved = None if folder is None else folder.load("checkpoint.pt", like=like)
+    if saved is not None:
         problem.module.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         problem.load(saved["problem"])
@@ -274,7 +277,7 @@ def train(specs: Sequence[Experiment], device: str = "cpu", compile: bool = Fals
         missing = [number for number in range(len(specs)) if number not in found]
         if not missing:
             return list(found.values())
-        if len(kept) > 1 and (Folder.of_stack(kept).path / "checkpoint.pt").exists():
+        if len(kept) > 1 and Folder.of_stack(kept).load("checkpoint.pt") is not None:
             missing = list(range(len(specs)))  # stopped between two results: only whole stacks go on
         chosen, places = [specs[number] for number in missing], [folders[number] for number in missing]
         checkpoints = places[0] if len(places) == 1 or not kept else Folder.of_stack([p for p in places if p])

@@ -1,8 +1,8 @@
 """Where runs are kept: one folder a run, named by the hash of everything that the run depends on.
 
-Files are whole or absent. One that is damaged is said in one line of the log `annealed_core.running.store` (on stderr
-unless logging is set up otherwise), counts as absent, and gives way to the next that is written. What can't be written
-is a StoreError of one line. Weights are read without executing anything.
+Files are whole or absent. One that is damaged, or of another form than ours, is said in one line of the log
+`annealed_core.running.store` (on stderr unless logging is set up otherwise), counts as absent, and gives way to the
+next that is written. What can't be written is a StoreError of one line. Weights are read without executing anything.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from annealed_core.running.system import replace_file
 
@@ -133,17 +135,26 @@ class Folder:
         torch.save(dict(tensors), buffer)
         self._write(name, buffer.getvalue())
 
-    def load(self, name: str) -> Any | None:
-        """What `save` saved, or None where it is missing or damaged; never executes pickled code."""
+    def load(self, name: str, like: Mapping[str, Any] | None = None) -> Any | None:
+        """What `save` saved, or None where it is missing or damaged; never executes pickled code.
+
+        Args:
+            name: of the file; the numbers in weights.pt must be numbers.
+            like: what it must look like: all that stands in this, with values of the same type, tensors of the same
+                shape; beside tensors nothing else.
+        """
+        path = self.path / name
         try:
-            with zipfile.ZipFile(self.path / name) as archive:
+            with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is not None:  # torch itself looks at no checksum
                     return self._odd(name, "is damaged")
-            return torch.load(self.path / name, weights_only=True, map_location="cpu")
+            found = torch.load(path, weights_only=True, map_location="cpu")
+            wrong = _unlike(found, like or {}) or (_not_a_number(found) if name == "weights.pt" else None)
         except FileNotFoundError:
             return None
         except Exception as error:  # bytes that are no archive raise whatever they come upon
             return self._odd(name, f"can't be read ({type(error).__name__})")
+        return self._odd(name, wrong) if wrong else found
 
     def forget_checkpoint(self) -> None:
         """Delete the checkpoint, and the folder where it held nothing else."""
@@ -175,12 +186,18 @@ class Folder:
         return None
 
     def _write(self, name: str, content: bytes) -> None:
+        if (self.path / name).is_dir():
+            self._clear(name)
         with self._writing(name):
             replace_file(self.path / name, content)
 
     def _clear(self, name: str) -> None:
+        """Delete a file; a folder of that name is moved aside."""
+        path = self.path / name
         with self._writing(name):
-            (self.path / name).unlink(missing_ok=True)
+            if path.is_dir():
+                path.rename(path.with_name(f"{name}.odd-{time.time_ns()}"))
+            path.unlink(missing_ok=True)
 
     def _forget_temporaries(self) -> None:
         for path in (path for end in ("pt", "json") for path in self.path.glob(f".*.{end}-????????")):
@@ -201,3 +218,34 @@ class Folder:
 @functools.cache  # once
 def _say(line: str) -> None:
     logging.getLogger(__name__).warning(line)
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested dicts and lists hold, each with where it stands."""
+    if isinstance(value, Mapping | list | tuple):
+        for name, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _flat(each, f"{path}/{name}")
+    else:
+        yield path, value
+
+
+def _unlike(found: Any, like: Mapping[str, Any]) -> str | None:
+    """What first sets what was found apart from what was expected, in words; None where nothing does."""
+    if not isinstance(found, dict):
+        return f"holds a {type(found).__name__}"
+    has, asked = ({path: _form(value) for path, value in _flat(each)} for each in (found, like))
+    exact = {path.rpartition("/")[0] for path, form in asked.items() if form.startswith("torch.")}
+    for path in [*asked, *(path for path in has if path.rpartition("/")[0] in exact)]:
+        if has.get(path) != asked.get(path):
+            return f"has {has.get(path, 'nothing')} for {path[1:]}, not {asked.get(path, 'nothing')}"
+    return None
+
+
+def _form(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _not_a_number(found: Any) -> str | None:
+    """Where the first NaN stands in nested tensors, in words."""
+    tensors = ((path, value) for path, value in _flat(found) if isinstance(value, Tensor) and value.is_floating_point())
+    return next((f"has NaN in {path[1:]}" for path, value in tensors if bool(value.isnan().any())), None)
