@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from bs4 import BeautifulSoup, Tag
 
-LOADING = ("src", "srcset", "poster", "data", "background", "action")  # attributes that make a browser fetch
+LOADING = ("src", "srcset", "poster", "data", "background")  # attributes that make a browser fetch
 TEX = re.compile(r"\$\$|\$[^$]*\\[A-Za-z]+|\\begin\{|\\(?:frac|mathbb|mathrm|alpha|beta|log|sum|int)\b")
 FAILURES = {
     ".stderr": "stderr in",
@@ -29,6 +29,7 @@ def check_pages(folder: Path) -> list[str]:
     problems = [f"{stem}.html: missing" for stem in sorted(wanted) if f"{stem}.html" not in paths]
     soups = {name: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for name, path in paths.items()}
     anchors = {name: {str(tag["id"]) for tag in soup.find_all(id=True)} for name, soup in soups.items()}
+    anchors |= {f"notebooks/{path.name}": set() for path in (folder / "notebooks").glob("*.ipynb")}
     for name, soup in soups.items():
         found = [*_loads(soup), *_failures(soup), *_text(soup), *_links(soup, name, anchors)]
         problems += [f"{name}: {problem}" for problem in dict.fromkeys(found)]
@@ -68,17 +69,23 @@ def _text(soup: BeautifulSoup) -> Iterator[str]:
 
 
 def _links(soup: BeautifulSoup, name: str, anchors: dict[str, set[str]]) -> Iterator[str]:
-    for link in soup.find_all("a", href=True):
-        target, _, anchor = str(link["href"]).partition("#")
+    for link in soup.select("a[href], form[action]"):
+        address = str(link.get("href") or link["action"])
+        target, _, anchor = address.partition("#")
         if re.match(r"https?:|mailto:", target):
+            if link.name == "form":
+                yield f"form sends to {address}"
             continue
         page = unquote(target) or name
-        if page.endswith(".ipynb"):
-            yield f"link to a notebook: {link['href']}"
+        if page.endswith(".ipynb") and link.has_attr("download"):
+            if page not in anchors:
+                yield f"download that is not there: {page}"
+        elif page.endswith(".ipynb"):
+            yield f"link to a notebook: {address}"
         elif page not in anchors:
-            yield f"link to a page that is not there: {link['href']}"
+            yield f"link to a page that is not there: {address}"
         elif anchor and unquote(anchor) not in anchors[page] and anchor not in anchors[page]:
-            yield f"link to a section that is not there: {link['href']}"
+            yield f"link to a section that is not there: {address}"
 
 
 def _short(text: object) -> str:

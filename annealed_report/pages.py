@@ -19,6 +19,7 @@ import nbformat
 from nbconvert.exporters.html import HTMLExporter
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
+from annealed_report import search
 from annealed_report.markdown import Markdown, sanitise
 from annealed_report.parameters import read_parameters
 
@@ -34,7 +35,8 @@ def render_page(notebook: Any, stem: str, titles: Mapping[str, str], folder: Pat
     """
     order = [None, *titles, None]
     place = order.index(stem)
-    about = {"title": titles[stem], "titles": titles, "previous": order[place - 1], "following": order[place + 1]}
+    about = {"stem": stem, "title": titles[stem], "titles": titles}
+    about |= {"previous": order[place - 1], "following": order[place + 1]}
     notebook = _arranged(notebook)
     for cell in notebook.cells:  # the title stands in the header
         if cell.cell_type == "markdown" and re.search(r"^# ", cell.source, re.MULTILINE):
@@ -44,12 +46,12 @@ def render_page(notebook: Any, stem: str, titles: Mapping[str, str], folder: Pat
 
 
 def render_index(executed: Path, titles: Mapping[str, str], profile: str, description: str, folder: Path) -> str:
-    """The first page: what the report is, a card for each notebook found in `executed`, and the table of claims.
+    """The first page: the answer, a card for each notebook found in `executed`, and a search over all of them.
 
-    The latter is what the cells tagged `claims` show.
+    The answer is what the cells tagged `index` show.
     """
-    markdown, claims, claims_page = Markdown(folder), [], ""
-    cards: list[dict[str, Any]] = []
+    markdown, answer, answers_page = Markdown(folder), list[Any](), ""
+    cards, found = list[dict[str, Any]](), list[dict[str, str]]()
     execution: dict[str, Any] = {}
     for stem, title in titles.items():
         markdown.references_page = f"{stem}.html"
@@ -58,17 +60,24 @@ def render_index(executed: Path, titles: Mapping[str, str], profile: str, descri
             cells = (notebook := nbformat.read(path, as_version=4)).cells
             execution = card["execution"] = notebook.metadata.get("annealed", {})
             outputs = [output for cell in cells for output in cell.get("outputs", [])]
-            card["image"] = next((output for output in outputs if "image/png" in output.get("data", {})), None)
+            card["image"] = next((each for each in outputs if _picture(each)), None)
             card["lead"] = markdown.inline(_lead(cells))
-            if found := [cell for cell in cells if "claims" in cell.metadata.get("tags", [])]:
-                claims, claims_page = found, markdown.references_page
+            found += search.sections(cells, stem, title, folder)
+            if tagged := [cell for cell in cells if "index" in cell.metadata.get("tags", [])]:
+                answer, answers_page = tagged, markdown.references_page
         cards.append(card)
-    body = _arranged(nbformat.v4.new_notebook(cells=claims))
+    body = _arranged(nbformat.v4.new_notebook(cells=answer))
     for cell in body.cells:
-        cell.source = ""
-    markdown.references_page = claims_page
-    about = {"profile": profile, "description": description, "execution": execution}
-    return _export("index.html.j2", body, markdown, cards=cards, **about)
+        if cell.cell_type == "code":
+            cell.source = ""
+    markdown.references_page = answers_page
+    about = {"profile": profile, "description": description, "execution": execution, "titles": titles}
+    return _export("index.html.j2", body, markdown, cards=cards, sections=search.as_json(found), **about)
+
+
+def _picture(output: Any) -> str | None:
+    """The kind of image that an output is, if it is one."""
+    return next((kind for kind in ("image/svg+xml", "image/png") if kind in output.get("data", {})), None)
 
 
 def _export(template: str, notebook: Any, markdown: Markdown, **about: Any) -> str:
@@ -78,6 +87,7 @@ def _export(template: str, notebook: Any, markdown: Markdown, **about: Any) -> s
         "markdown": markdown.to_html,
         "inline": markdown.inline,
         "sanitise": sanitise,
+        "picture": _picture,
         "plain": lambda text: escape(re.sub(r"[`*$\\]", "", text)),  # a title where no markup can stand
         "duration": lambda s: f"{s:.0f} s" if s < 100 else f"{s // 60:.0f} min {s % 60:.0f} s",
     }
@@ -88,23 +98,23 @@ def _export(template: str, notebook: Any, markdown: Markdown, **about: Any) -> s
 def _arranged(notebook: Any) -> Any:
     """A copy as the templates read it: what does not show left out, and `metadata.page` of code cells and outputs.
 
-    Code cells have their number, whether their code is folded under which label, and the parameters they offer;
-    outputs have the caption beside them, and their number as a figure or table.
+    Code cells have their number, the label of their folded code, and the parameters they offer; outputs have the
+    caption beside them, and their number as a figure or table. What prepares a page, its parameters and imports, stands
+    at its end.
     """
     notebook = copy.deepcopy(notebook)
     numbers: Counter[str] = Counter()
     given: dict[str, Any] = notebook.metadata.get("papermill", {}).get("parameters", {})
-    shown: list[Any] = []
+    shown, foot = list[Any](), list[Any]()
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if "injected-parameters" in tags:  # part of the notebook's own cell, which stands before
-            shown[-1].source += f"\n\n{cell.source}"
+            foot[-1].source += f"\n\n{cell.source}"
         if {"injected-parameters", "papermill-error-cell-tag"} & set(tags):
             continue
         if cell.cell_type == "code":
             numbers["cell"] += 1
-            folded = bool({"fold", "parameters"} & set(tags))
-            page = {"number": numbers["cell"], "folded": folded, "label": _label(cell.source)}
+            page = {"number": numbers["cell"], "label": _label(cell.source)}
             if "parameters" in tags:
                 page["parameters"] = [
                     {
@@ -119,8 +129,12 @@ def _arranged(notebook: Any) -> Any:
             cell.outputs = _captioned(cell.outputs, numbers)
             if "hide" in tags and not any(output.output_type == "error" for output in cell.outputs):
                 continue
+            if "parameters" in tags or (not cell.outputs and re.match(r"(from|import) ", cell.source)):
+                foot.append(cell)
+                continue
         shown.append(cell)
-    notebook.cells = shown
+    heading = [nbformat.v4.new_markdown_cell("## How this was run")] if foot else []
+    notebook.cells = shown + heading + foot
     return notebook
 
 
@@ -137,7 +151,7 @@ def _captioned(outputs: list[Any], numbers: Counter[str]) -> list[Any]:
         kind = output.get("metadata", {}).get("annealed")
         if kind == "table-caption":
             table_caption = output.data["text/markdown"]
-        elif kind == "caption" and kept and "image/png" in kept[-1].get("data", {}):
+        elif kind == "caption" and kept and _picture(kept[-1]):
             join(kept[-1], "Figure", output.data["text/markdown"])
         elif WIDGET not in output.get("data", {}):
             if output.output_type == "execute_result":

@@ -1,5 +1,6 @@
 """The report: what is refused, how notebooks are executed and kept, and what their pages must be."""
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from annealed_report import ParameterError, ReportError, check_parameters, execution, planning
+from annealed_report import ParameterError, ReportError, check_parameters, execution, planning, search
 from annealed_report.__main__ import main
 from annealed_report.markdown import load_bibliography
 from annealed_report.pagecheck import check_pages
@@ -83,7 +84,7 @@ def make_project(folder: Path) -> Path:
         new_markdown_cell("# Summary\n\nWhat was claimed."),
         code("from pathlib import Path\nprint('toys ran first:', Path('../trace').exists())"),
         code(SHOW, "hide"),
-        code("tabulate('| claim |\\n|---|\\n| [$a > b$ holds](01_theory.ipynb) |', 'Claims.')", "claims"),
+        code("tabulate('| claim |\\n|---|\\n| [$a > b$ holds](01_theory.ipynb) |', 'Claims.')", "claims", "index"),
     )
     write_notebook(
         notebooks / "01_theory.ipynb",
@@ -420,19 +421,43 @@ def test_only_mathematics_is_marked_as_mathematics(built):
     assert "@font-face" not in built.soups["02_toys"].select_one("style").get_text()
 
 
-def test_code_is_folded_hidden_or_open_as_its_tags_say(built):
+def test_code_is_folded_or_hidden_and_what_prepares_a_page_stands_at_its_end(built):
     page = built.soups["01_theory"]
     cells = [(cell.summary.get_text(), cell.has_attr("open")) for cell in page.select("details.code")]
-    assert cells[:3] == [("code", False), ("code: plotting helpers", False), ("code", True)]
+    assert cells[0] == ("code: plotting helpers", False) and not any(is_open for _, is_open in cells)
     assert "check_parameters" not in page.select_one("main").get_text()
+    heading = page.select_one("h2#How-this-was-run")
+    assert heading.find_next(class_="parameters") is not None and heading.find_previous(class_="parameters") is None
+    assert len(page.select(".parameters")) == 1 and not built.soups["00_summary"].select("h2#How-this-was-run")
 
 
-def test_the_index_has_a_card_for_each_notebook_and_the_claims(built):
+def test_a_page_offers_all_pages_a_search_and_its_notebook(built):
+    page = built.soups["01_theory"]
+    links = {link["href"]: link.get("aria-current") for link in page.select(".menu a")}
+    assert links == {"00_summary.html": None, "01_theory.html": "page", "02_toys.html": None}
+    assert page.select_one("form[role=search]")["action"] == "index.html"
+    assert page.select_one("a[download]")["href"] == "notebooks/01_theory.ipynb"
+    assert page.select_one(page.select_one(".skip")["href"]).name == "main"
+
+
+def test_the_index_knows_the_words_of_every_section(built):
+    sections = json.loads(built.soups["index"].select_one("#sections").get_text())
+    found = {(each["page"], each["anchor"]): each for each in sections}
+    assert set(found) == {
+        *(("00_summary", ""), ("01_theory", ""), ("01_theory", r"The-bound-on-$\log-Z$")),
+        *(("02_toys", ""), ("02_toys", "What-fails")),
+    }
+    assert found["02_toys", "What-fails"]["text"].startswith("This does. The end.")
+    assert "Jensen" in found["01_theory", r"The-bound-on-$\log-Z$"]["text"]
+    assert search.as_json([{"text": "</script>"}]) == r'[{"text": "\u003c/script>"}]'
+
+
+def test_the_index_has_a_card_for_each_notebook_and_the_answer(built):
     index = built.soups["index"]
     assert [card.h2.get_text() for card in index.select(".card")] == ["Summary", "Theory of chains", "Toys"]
     assert index.select(".card")[1].img["alt"] == "a dot"
     assert "A first paragraph with" in index.select(".card")[1].get_text()
-    assert index.select_one(".claims a")["href"] == "01_theory.html"
+    assert index.select_one(".answer a")["href"] == "01_theory.html"
     assert "two seeds" in index.get_text()
 
 
@@ -519,8 +544,10 @@ PLANTED = {
     '<p style="background: url(a.png)">': "style loads a.png",
     '<img src="data:,">': "image 1 has no alternative text",
     '<img src="a.png" alt="a">': "<img> loads a.png",
+    '<a href="notebooks/02_toys.ipynb" download>': "download that is not there: notebooks/02_toys.ipynb",
     '<a href="02_toys.ipynb">': "link to a notebook: 02_toys.ipynb",
     '<a href="nowhere.html">': "link to a page that is not there: nowhere.html",
+    '<form action="https://a.example/find"></form>': "form sends to https://a.example/find",
     '<a href="#nowhere">': "link to a section that is not there: #nowhere",
     "<p>$$ x $$</p>": "mathematics left as text: $$ x $$",
     r"<p>the rate \alpha</p>": r"mathematics left as text: the rate \alpha",
