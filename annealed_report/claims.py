@@ -325,21 +325,13 @@ _FAIR, _STARTS = "05_verdict#Tuned, at equal evaluations", "05_verdict#What make
 _ALONE, _QUARTER = "05_verdict#The posterior alone", "05_verdict#Truly many modes"
 _WORKING = "05_verdict#Kernels that earn their keep"
 _APART = "05_verdict#The small model, taken apart"
-_TABLE, _LONG, _FAILURE, _SEARCHED, _SIDES = (
-    f"03_mnist_vae#{section}"
-    for section in (
-        "Next to the published figures",
-        "Longer training",
-        "Anatomy of the failure",
-        "What would make the chain earn its cost?",
-        "From both sides",
-    )
-)
-_GRID, _LEARNED, _EXPLORED, _SIDE, _COLLAPSE = (
+_TABLE, _LONG = "03_mnist_vae#Next to the published figures", "03_mnist_vae#Longer training"
+_SEARCHED, _SIDES = "05_verdict#What was tried on MNIST before", "06_likelihood#From both sides"
+_FAILURE, _LEARNED = "07_anatomy#What each fault costs", "08_one_mode#Is the learned model biased?"
+_GRID, _EXPLORED, _SIDE, _COLLAPSE = (
     f"04_annealing#{section}"
     for section in (
         "Who minds the schedule?",
-        "Is the learned model biased?",
         "Does warm-up make them explore?",
         "Every schedule, side by side",
         "A decoder that can do without z",
