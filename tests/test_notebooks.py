@@ -61,14 +61,6 @@ def test_the_defaults_of_a_notebook_are_the_quick_profile(path):
     assert section == (defaults if path.stem != "01_theory" else {})
 
 
-@pytest.mark.parametrize("profile", sorted(PROFILES))
-def test_the_summary_reads_the_runs_of_the_other_pages(profile):
-    summary, toy, mnist = (PROFILES[profile][stem] for stem in ("00_summary", "02_toy_energies", "03_mnist_vae"))
-    live = {name: value for name, value in mnist.items() if name != "studies"}  # those are read from results/
-    assert {name: summary[name] for name in live} == live
-    assert summary["steps"] == toy["steps"] and set(summary["seeds"]) <= set(toy["seeds"])
-
-
 @every_notebook
 def test_a_notebook_defines_nothing_longer_than_eight_lines(path):
     for node in (node for _, nodes in syntax(path) for node in nodes):

@@ -1,0 +1,51 @@
+"""Answers: sentences rest on claims, are short, and are refused where the runs say something else."""
+
+import dataclasses
+import re
+
+import pytest
+
+from annealed_report import answers, forest
+from annealed_report.claims import rows
+from annealed_report.statistics import WORDS, Interval
+
+ROWS = rows("full")
+
+
+def test_the_answer_and_its_findings_are_said_by_the_committed_records():
+    text = re.sub(r"<.*?>", "", answers.answer(ROWS))
+    assert 40 < len(text.split()) <= 120
+    lines = answers.findings(ROWS).splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        assert len(re.findall(r"−?[\d.]+ ± [\d.]+", line)) == 1 and len(re.findall(r"\]\(\d\d_", line)) == 1, line
+
+
+def test_advice_is_short_and_each_line_has_its_evidence():
+    found = answers.advice(ROWS)
+    assert len(found) <= 8 and all(each["tested on"] for each in found)
+    for each in found:
+        assert any(word in each["evidence"] for word in WORDS) and re.search(r"\(\d\d_\w+\.ipynb#", each["evidence"])
+
+
+def test_a_sentence_is_refused_where_its_claim_says_something_else():
+    rests = next(iter(answers.FINDINGS))
+    changed = [
+        dataclasses.replace(row, difference=Interval(0.0, 1e-6, 9, 8)) if row is rests.row(ROWS) else row
+        for row in ROWS
+    ]
+    with pytest.raises(ValueError, match="a sentence was written for 'for', and 'Energy A.*' is: no difference"):
+        answers.answer(changed)
+    with pytest.raises(ValueError, match="0 claims of grid begin with 'nothing'"):
+        answers.Rests("grid", "nothing", "for").row(ROWS)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_every_claim_is_in_one_group_and_its_picture_says_its_word(ours):
+    found = answers.grouped(ROWS, ours)
+    assert sum(map(len, found.values())) == sum((row.claim.source == "ours") is ours for row in ROWS)
+    for group in found.values():
+        axes = forest.forest(group).axes[0]
+        assert [text.get_text() for text in axes.texts] == [row.word for row in group]
+        stars = [label.get_text().startswith("★") for label in axes.get_yticklabels()]
+        assert stars == [row.claim.primary for row in group]
