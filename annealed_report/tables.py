@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from annealed_report import working
-from annealed_report.comparison import mode_error, paired, select
+from annealed_report import studies, working
+from annealed_report.comparison import mode_error, of_specs, paired, select
 from annealed_report.fair import FACTORS, METHODS, SETTINGS, of_line
 from annealed_report.folded_line import BY_AVO, BY_BOTH, BY_IWAE, FIXED, GAUSSIAN, HELD, PRIOR, metrics_of
 from annealed_report.posterior import KERNELS, OBJECTIVES
 from annealed_report.statistics import Interval, interval, pooled, text, word
+from annealed_report.studies import CHANGES
 
 Row = dict[str, Any]
 
@@ -67,17 +68,14 @@ def worded(found: Interval | None, sign: int, smallest: float, digits: int = 2) 
 
 
 def settings(runs: Sequence[Any]) -> list[Row]:
-    """The setting that tuning chose: by method, learning rate, schedule and cut on each target."""
+    """The setting that tuning chose: by target, learning rate, schedule and cut of each method."""
     rows = []
-    for method in METHODS:
-        row: Row = {"method": method}
-        for target in SETTINGS:
-            chosen = of_line(runs, method, target)
-            if chosen:
-                spec = chosen[0].spec
-                row[target] = (
-                    f"{spec.lr:g}{', cosine' * (spec.lr_schedule == 'cosine')}{', cut' * (spec.clip is not None)}"
-                )
+    for target in SETTINGS:
+        row: Row = {"target": target}
+        for method in METHODS:
+            for run in of_line(runs, method, target)[:1]:
+                falls, cut = run.spec.lr_schedule == "cosine", run.spec.clip is not None
+                row[method] = f"{run.spec.lr:g}{', cosine' * falls}{', cut' * cut}"
         rows.append(row)
     return rows if all(len(row) > 1 for row in rows) else []
 
@@ -118,13 +116,13 @@ def fitted(runs: Sequence[Any], encoder: str) -> list[Row]:
     return rows
 
 
-def quarter(runs: Sequence[Any]) -> list[Row]:
+def quarter(runs: Sequence[Any], base: str) -> list[Row]:
     """By method, the gap to log p(x) and the modes' error where a quarter of a digit is seen."""
     rows = []
-    for alike in dict.fromkeys(run.spec.replace(seed=0) for run in runs):
+    for alike in dict.fromkeys(run.spec.replace(seed=0) for run in select(runs, base=base)):
         own = [run for run in runs if run.spec.replace(seed=0) == alike]
         kernel = type(alike.kernel).__name__ if alike.kernel is not None else "Gaussian"
-        row: Row = {"method": f"{kernel}, {type(alike.objective).__name__}", "from": alike.base}
+        row: Row = {"method": f"{kernel}, {type(alike.objective).__name__}"}
         row |= {"T": alike.n_transitions, "gap (nats)": mean(run.metrics["gap"] for run in own)}
         row["gap of 200 weights"] = mean(run.metrics["iw_gap"] for run in own)
         row["modes' error"] = text(mean(run.metrics["mode_error"] for run in own), 3)
@@ -153,6 +151,17 @@ def judged(runs: Sequence[Any]) -> list[Row]:
         row["ELBO"] = mean(run.metrics["elbo"] for run in own)
         rows.append(row | {"kernels earn": mean(run.metrics["kernels_earn"] for run in own) if name != "VAE" else None})
     return rows if vae else []
+
+
+def searched(runs: Sequence[Any]) -> list[Row]:
+    """What each change of the study `regime` makes of HVI-AVO's validation bound beside HVI's and the VAE's."""
+    rows = []
+    for name in CHANGES if runs else ():
+        avo, hvi, vae = (of_specs(runs, studies.searched(method, name)) for method in ("HVI-AVO", "HVI", "VAE"))
+        row: Row = {"change": name, "HVI-AVO": mean(run.metrics["valid_elbo"] for run in avo)}
+        row["− HVI"] = paired(avo, hvi, "valid_elbo")
+        rows.append(row | {"− VAE": paired(avo, vae, "valid_elbo"), "NLL": mean(run.metrics["nll"] for run in avo)})
+    return rows
 
 
 # ---- the small model, taken apart
