@@ -631,15 +631,30 @@ def open_in_browser(page: Path, profile: Path) -> tuple[BeautifulSoup, list[str]
     return BeautifulSoup(result.stdout, "html.parser"), console
 
 
+#: In a frame: its width where the page scrolls sideways, and the smallest letters in pixels (formulas have their own).
+MEASURE = """frame => {
+    const page = frame.contentDocument, view = page.defaultView, seen = [];
+    for (const each of page.body.querySelectorAll('*')) {
+        const says = [...each.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+        if (says && !each.closest('.katex, script, style, [hidden], details:not([open]) > :not(summary)'))
+            seen.push(parseFloat(view.getComputedStyle(each).fontSize));
+    }
+    return [page.documentElement.scrollWidth, Math.min(...seen)];
+}"""
+
+
 def check_in_browser(folder: Path, scratch: Path) -> None:
     texts = {page.name: page.read_text() for page in sorted(folder.glob("*.html"))}
-    phone = '<iframe style="width: 380px; height: 800px; border: 0" srcdoc="{}"></iframe>'
-    measure = "[...document.querySelectorAll('iframe')].map(f => f.contentDocument.documentElement.scrollWidth)"
-    frames = "".join(phone.format(escape(text)) for text in texts.values())
-    script = f"<script>onload = () => {{ document.title = {measure} }}</script>"
-    (scratch / "phones.html").write_text(f"<!DOCTYPE html>{frames}{script}")
-    widths = open_in_browser(scratch / "phones.html", scratch)[0].title.get_text().split(",")
-    assert dict(zip(texts, widths, strict=True)) == dict.fromkeys(texts, "380"), "a page scrolls sideways on a phone"
+    for width in (390, 768, 1440):  # a phone, a tablet, a desk
+        frame = f'<iframe style="width: {width}px; height: 800px; border: 0" srcdoc="{{}}"></iframe>'
+        frames = "".join(frame.format(escape(text)) for text in texts.values())
+        measured = f"JSON.stringify([...document.querySelectorAll('iframe')].map({MEASURE}))"
+        script = f"<script>onload = () => {{ document.title = {measured} }}</script>"
+        (scratch / "frames.html").write_text(f"<!DOCTYPE html>{frames}{script}")
+        found = json.loads(open_in_browser(scratch / "frames.html", scratch)[0].title.get_text())
+        for name, (needed, smallest) in zip(texts, found, strict=True):
+            assert needed == width, f"{name} scrolls sideways at {width} pixels"
+            assert smallest >= 11, f"{name} has letters of {smallest} pixels at {width}"
     for name, text in texts.items():
         formulas = len(BeautifulSoup(text, "html.parser").select(".math"))
         drawn, console = open_in_browser(folder / name, scratch)
