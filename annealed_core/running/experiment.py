@@ -335,7 +335,15 @@ def finished(spec: Any, trained: Trained, device: str = "cpu") -> Run:
     return Run(spec, trained.metrics, trained.history, trained.seconds, model, chain)
 
 
-def run(spec: Any, device: str | torch.device = "cpu", compile: bool = False) -> Run:
+def device_of(device: str | torch.device | None) -> str:
+    """A device in words, that of $ANNEALED_DEVICE or the CPU for None; ValueError where it is none, or is not there."""
+    said = str(os.environ.get("ANNEALED_DEVICE") or "cpu") if device is None else str(device)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", said):
+        raise ValueError(f"unknown device {said!r}: choose cpu or cuda")
+    return said
+
+
+def run(spec: Any, device: str | torch.device | None = None, compile: bool = False) -> Run:
     """Train what the spec says, or find it in the store.
 
     The store is keyed by everything that the result depends on, the code included. A run killed at any moment goes on
@@ -345,7 +353,7 @@ def run(spec: Any, device: str | torch.device = "cpu", compile: bool = False) ->
 
     Args:
         spec: a `Density`, a `Mnist`, or another `Experiment`.
-        device: "cpu" or a CUDA device.
+        device: "cpu" or a CUDA device; $ANNEALED_DEVICE unless given, and the CPU without that.
         compile: let `torch.compile` write the code of a step, where the experiment offers it: some ten seconds, and
             then a step in half the time or less. Its rounding is another, so that its runs are kept apart.
 
@@ -353,6 +361,6 @@ def run(spec: Any, device: str | torch.device = "cpu", compile: bool = False) ->
     """
     if not isinstance(spec, Experiment):
         raise TypeError(f"run takes an experiment such as Density(target='D') or Mnist(), got {spec!r}")
-    device = str(device)
+    device = device_of(device)
     trained = stored(spec, device, compile) or train([spec], device, compile)[0]
     return finished(spec, trained, device)
