@@ -23,6 +23,7 @@ from annealed_core.chain import Chain
 from annealed_core.description import Check, Choice, Description, Number, Positive, Whole, own_objects, to_json
 from annealed_core.fit import adam, maximise
 from annealed_core.running.code import code_version
+from annealed_core.running.outcome import ChainDistribution, doubts, to_arviz
 from annealed_core.running.store import Folder, key
 from annealed_core.running.system import keep_memory, own_settings
 from annealed_core.vae import VAE
@@ -151,6 +152,28 @@ class Run:
         if not isinstance(self.model, VAE):
             raise AttributeError(f"a run of {type(self.spec).__name__} has no auto-encoder")
         return self.model
+
+    @property
+    def notes(self) -> list[str]:
+        """Why its figures should not be trusted, in lines: Pareto k, ESS, bounds, grids that miss mass."""
+        return doubts(self.metrics)
+
+    @property
+    def distribution(self) -> ChainDistribution:
+        """The chain as a distribution of torch: `sample`, `rsample`, and `log_prob` where all kernels are flows."""
+        return ChainDistribution(self._chain())
+
+    def to_arviz(self, draws: int = 1000, chains: int = 4) -> Any:
+        """Draws for ArviZ: `posterior` with z, or the parameters that the target names, and their `log_weight`.
+
+        The draws are the chain's own, independent and not weighted. Raises ImportError without ArviZ.
+        """
+        return to_arviz(self._chain(), self.spec.target_object, draws, chains)
+
+    def _chain(self) -> Chain:
+        if self.chain is None:
+            raise AttributeError(f"a run of {type(self.spec).__name__} has a chain for each batch, and none for all")
+        return self.chain
 
 
 @dataclass(frozen=True)
