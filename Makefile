@@ -11,6 +11,8 @@
 VENV ?= .venv
 PROFILE ?= quick
 ARGS ?=
+API ?= build/api
+modules = $(subst /,.,$(basename $(wildcard annealed_core/[a-z]*.py annealed_core/*/[a-z]*.py)))
 where = $(if $(CLUSTER), --cluster $(CLUSTER))$(if $(DEVICE), --device $(DEVICE))
 
 ifeq ($(PY),)
@@ -61,9 +63,10 @@ test: lint ## All checks: lint, unit tests, quick report, notebooks against thei
 stress: $(SETUP) ## What takes long: kills, random input, wheels on other Pythons and both ends of torch [1 h]
 	HYPOTHESIS_PROFILE=stress OMP_NUM_THREADS=1 $(PY) -m pytest -m stress tests $(ARGS)
 
-api: $(SETUP) ## Pages of the library's functions from their docstrings: build/api/annealed_core.html [10 s]
-	@$(uv) pip install --quiet --python $(PY) 'pdoc>=15'
-	@$(PY) -m pdoc --output-directory build/api --docformat google annealed_core
+api: $(SETUP) ## Pages of the library from its docstrings: build/api/index.html [20 s]
+	@$(PY) -c 'import pdoc' 2>/dev/null || $(uv) pip install --quiet --python $(PY) 'pdoc>=15'
+	@$(PY) -m pdoc --docformat google --output-directory $(API) annealed_core $(modules) 2>/dev/null
+	@echo $(API)/index.html
 
 lab: $(SETUP) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyter lab notebooks
