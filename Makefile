@@ -4,11 +4,16 @@
 #   PYTHON=python3.12     the Python it is made with, instead of the first one found that is new enough
 #   PY=python             use the active environment (conda, say) and make none: make report PY=python
 #   PROFILE=quick         which section of profiles/ the report runs
+#   CLUSTER=slurm         train on Slurm, or on Dask: CLUSTER=tcp://host:8786
+#   DEVICE=cuda           train on a GPU
 #   ARGS=...              more arguments for annealed_report or pytest
 
 VENV ?= .venv
 PROFILE ?= quick
 ARGS ?=
+API ?= build/api
+modules = $(subst /,.,$(basename $(wildcard annealed_core/[a-z]*.py annealed_core/*/[a-z]*.py)))
+where = $(if $(CLUSTER), --cluster $(CLUSTER))$(if $(DEVICE), --device $(DEVICE))
 
 ifeq ($(PY),)
 PY := $(VENV)/bin/python
@@ -31,7 +36,7 @@ too_old = annealed_core needs Python 3.11 or newer, and $(or $(PYTHON),python3) 
 uv = $(if $(shell uv --version 2>/dev/null),uv,$(PY) -m uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report record audit test lab notebooks lint lock clean distclean
+.PHONY: help setup report record audit test stress api lab notebooks lint lock clean distclean
 
 help: ## List the targets, with the time they take on two cores
 	@echo "usage: make TARGET [PROFILE=quick|full] [PY=python: use the active environment]"
@@ -40,10 +45,10 @@ help: ## List the targets, with the time they take on two cores
 setup: $(SETUP) ## Make .venv from requirements.lock [30 s, 5 s if uv has the packages, 0 s when nothing changed]
 
 report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: 5 min; seconds where nothing changed]
-	@$(PY) -m annealed_report --profile $(PROFILE) $(ARGS)
+	@$(PY) -m annealed_report --profile $(PROFILE)$(where) $(ARGS)
 
 record: $(SETUP) ## Run the full profile and write its figures to results/, to be committed [12 h; can be stopped, and goes on]
-	@ANNEALED_RECORD=1 $(PY) -m annealed_report --profile full $(ARGS)
+	@ANNEALED_RECORD=1 $(PY) -m annealed_report --profile full$(where) $(ARGS)
 
 audit: $(SETUP) ## Run a random twentieth of the committed results again, and show how far they lie apart [20 min]
 	@$(PY) -m annealed_report.audit $(ARGS)
@@ -54,6 +59,14 @@ test: lint ## All checks: lint, unit tests, quick report, notebooks against thei
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --nbval notebooks
 	$(PY) -m annealed_report --check build/report/quick
 	ANNEALED_PAGES=build/report/quick $(PY) -m pytest tests/test_report.py -k built
+
+stress: $(SETUP) ## What takes long: kills, random input, wheels on other Pythons and both ends of torch [1 h]
+	HYPOTHESIS_PROFILE=stress OMP_NUM_THREADS=1 $(PY) -m pytest -m stress tests $(ARGS)
+
+api: $(SETUP) ## Pages of the library from its docstrings: build/api/index.html [20 s]
+	@$(PY) -c 'import pdoc' 2>/dev/null || $(uv) pip install --quiet --python $(PY) 'pdoc>=15'
+	@$(PY) -m pdoc --docformat google --output-directory $(API) annealed_core $(modules) 2>/dev/null
+	@echo $(API)/index.html
 
 lab: $(SETUP) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyter lab notebooks

@@ -17,7 +17,7 @@ from annealed_core.nested import NVI, sequential
 from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, CapacityELBO, LocalAVO
 from annealed_core.running.density import Density
 from annealed_core.running.experiment import Experiment, Run, TrainingError, run
-from annealed_core.running.external import External
+from annealed_core.running.external import External, PyroModel
 from annealed_core.running.former import Spec
 from annealed_core.running.mnist import Mnist
 from annealed_core.running.sweep import sweep
@@ -30,6 +30,6 @@ __all__ = [
     "AVO", "ELBO", "ENERGIES", "IAF", "IWAE", "NVI", "VAE", "AlphaELBO", "Autoregressive", "CapacityELBO", "Chain",
     "Constant", "Cyclical", "Density", "DiagonalGaussian", "Experiment", "External", "Gated", "Geometric",
     "GeometricAlphas", "Householder", "Independent", "Leapfrog", "LearnedAlphas", "Linear", "LinearAlphas", "LocalAVO",
-    "Mixed", "Mnist", "Planar", "Residual", "Run", "Spec", "Spline", "Then", "TrainingError", "Trajectory",
+    "Mixed", "Mnist", "Planar", "PyroModel", "Residual", "Run", "Spec", "Spline", "Then", "TrainingError", "Trajectory",
     "TrajectoryBalance", "fit", "run", "sequential", "sweep",
 ]

@@ -52,6 +52,25 @@ def build(arguments: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
+def choose_machines(cluster: str | None, device: str | None) -> None:
+    """Have all kernels train on these; ReportError where there is no such cluster or device."""
+    import torch
+
+    from annealed_core.running.cluster import check_cluster
+    from annealed_core.running.experiment import device_of
+
+    try:
+        if cluster:
+            check_cluster(cluster)
+            os.environ["ANNEALED_CLUSTER"] = cluster
+        if device:
+            os.environ["ANNEALED_DEVICE"] = device_of(device)
+    except ValueError as error:
+        raise ReportError(str(error)) from None
+    if (device or "").startswith("cuda") and not cluster and not torch.cuda.is_available():
+        raise ReportError(f"device {device!r} is not there: torch finds no GPU on this machine")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         self.exit(2, f"annealed: {message}\n")
@@ -67,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--profile", default="quick", help="a file in profiles/ (default: quick)")
     add("--set", action="append", default=[], metavar="NOTEBOOK.NAME=VALUE", help="another value for one parameter")
     add("--jobs", type=int, default=2, help="notebooks at a time (default: 2)")
+    add("--cluster", help="train on a cluster: slurm, or the address of a Dask scheduler, tcp://host:8786")
+    add("--device", help="train on cpu or cuda (default: cpu)")
     add("--force", action="store_true", help="execute also what is as it was when executed last")
     for name, default in {"notebooks": "notebooks", "profiles": "profiles", "out": "build/report"}.items():
         add(f"--{name}", type=Path, default=Path(default), help=f"folder (default: {default})")
@@ -84,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             problems = check_pages(arguments.check)
             print("\n".join(problems) or f"annealed: the pages in {arguments.check} are sound")
             return 1 if problems else 0
+        choose_machines(arguments.cluster, arguments.device)
         return build(arguments)
     except ReportError as error:
         print(f"annealed: {error}", file=sys.stderr)

@@ -159,8 +159,8 @@ def _title(cells: Sequence[Any], stem: str) -> str:
 
 
 def digest_of_code() -> str:
-    """A digest of what all notebooks depend on: the code of both packages, committed results, Python and torch."""
-    found = [platform.python_version(), version("torch")]
+    """A digest of what all notebooks depend on: the code of both packages, committed results, Python, torch, device."""
+    found = [platform.python_version(), version("torch"), os.environ.get("ANNEALED_DEVICE") or "cpu"]
     roots = [Path(annealed_core.__file__).parent, Path(__file__).parent]
     files = [(root, path) for root in roots for path in root.rglob("*.py")]
     results = Path(os.environ.get("ANNEALED_RESULTS") or roots[1].parent / "results")

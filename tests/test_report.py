@@ -145,6 +145,8 @@ REFUSALS = {
     "--set takes notebook.name=value": ["--set", "lr=3"],
     "argument --jobs: takes a number of notebooks from 1, got 0": ["--jobs", "0"],
     "/proc/x: ": ["--out", "/proc/x"],
+    "unknown cluster 'slrum': choose slurm, or the address of a Dask scheduler": ["--cluster", "slrum"],
+    "unknown device 'gpu': choose cpu or cuda": ["--device", "gpu"],
     "profile 'quick': section '01_teory' names no notebook: did you mean '01_theory'?": {PROFILE: "01_teory: {}"},
     "profile 'quick': section '01_theory' takes names and values, got 3": {PROFILE: "01_theory: 3"},
     "profile 'quick': '02_toys' stands there 2 times": {PROFILE: "02_toys: {}\n01_theory: {}\n02_toys: {}"},

@@ -23,6 +23,7 @@ from annealed_core.chain import Chain
 from annealed_core.description import Check, Choice, Description, Number, Positive, Whole, own_objects, to_json
 from annealed_core.fit import adam, maximise
 from annealed_core.running.code import code_version
+from annealed_core.running.outcome import ChainDistribution, doubts, to_arviz
 from annealed_core.running.store import Folder, key
 from annealed_core.running.system import keep_memory, own_settings
 from annealed_core.vae import VAE
@@ -151,6 +152,28 @@ class Run:
         if not isinstance(self.model, VAE):
             raise AttributeError(f"a run of {type(self.spec).__name__} has no auto-encoder")
         return self.model
+
+    @property
+    def notes(self) -> list[str]:
+        """Why its figures should not be trusted, in lines: Pareto k, ESS, bounds, grids that miss mass."""
+        return doubts(self.metrics)
+
+    @property
+    def distribution(self) -> ChainDistribution:
+        """The chain as a distribution of torch: `sample`, `rsample`, and `log_prob` where all kernels are flows."""
+        return ChainDistribution(self._chain())
+
+    def to_arviz(self, draws: int = 1000, chains: int = 4) -> Any:
+        """Draws for ArviZ: `posterior` with z, or the parameters that the target names, and their `log_weight`.
+
+        The draws are the chain's own, independent and not weighted. Raises ImportError without ArviZ.
+        """
+        return to_arviz(self._chain(), self.spec.target_object, draws, chains)
+
+    def _chain(self) -> Chain:
+        if self.chain is None:
+            raise AttributeError(f"a run of {type(self.spec).__name__} has a chain for each batch, and none for all")
+        return self.chain
 
 
 @dataclass(frozen=True)
@@ -335,7 +358,15 @@ def finished(spec: Any, trained: Trained, device: str = "cpu") -> Run:
     return Run(spec, trained.metrics, trained.history, trained.seconds, model, chain)
 
 
-def run(spec: Any, device: str | torch.device = "cpu", compile: bool = False) -> Run:
+def device_of(device: str | torch.device | None) -> str:
+    """A device in words, that of $ANNEALED_DEVICE or the CPU for None; ValueError where it is none, or is not there."""
+    said = str(os.environ.get("ANNEALED_DEVICE") or "cpu") if device is None else str(device)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", said):
+        raise ValueError(f"unknown device {said!r}: choose cpu or cuda")
+    return said
+
+
+def run(spec: Any, device: str | torch.device | None = None, compile: bool = False) -> Run:
     """Train what the spec says, or find it in the store.
 
     The store is keyed by everything that the result depends on, the code included. A run killed at any moment goes on
@@ -345,7 +376,7 @@ def run(spec: Any, device: str | torch.device = "cpu", compile: bool = False) ->
 
     Args:
         spec: a `Density`, a `Mnist`, or another `Experiment`.
-        device: "cpu" or a CUDA device.
+        device: "cpu" or a CUDA device; $ANNEALED_DEVICE unless given, and the CPU without that.
         compile: let `torch.compile` write the code of a step, where the experiment offers it: some ten seconds, and
             then a step in half the time or less. Its rounding is another, so that its runs are kept apart.
 
@@ -353,6 +384,6 @@ def run(spec: Any, device: str | torch.device = "cpu", compile: bool = False) ->
     """
     if not isinstance(spec, Experiment):
         raise TypeError(f"run takes an experiment such as Density(target='D') or Mnist(), got {spec!r}")
-    device = str(device)
+    device = device_of(device)
     trained = stored(spec, device, compile) or train([spec], device, compile)[0]
     return finished(spec, trained, device)

@@ -51,6 +51,9 @@ def root() -> Path:
     return (clone if (clone / "pyproject.toml").exists() else Path.cwd()) / "runs"
 
 
+_zuko = functools.cache(lambda: version("zuko"))  # it is read from a file
+
+
 def key(description: Any, code: str, device: str | torch.device = "cpu", compiled: bool = False) -> str:
     """Hash of all that a run's figures depend on, 16 hexadecimal digits.
 
@@ -64,7 +67,7 @@ def key(description: Any, code: str, device: str | torch.device = "cpu", compile
         "description": description,
         "code": code,
         "torch": torch.__version__,
-        "zuko": version("zuko"),
+        "zuko": _zuko(),
         "device": torch.device(device).type,
         "compiled": compiled,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import tempfile
@@ -9,21 +10,33 @@ import time
 import uuid
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
 from annealed_core.description import own_objects
 from annealed_core.fit import maximise
+from annealed_core.running.cluster import connected, deaths
 from annealed_core.running.code import code_version
-from annealed_core.running.experiment import Experiment, Run, Trained, finished, keep, progress, stored, train
-from annealed_core.running.system import cores
-from annealed_core.running.workers import WorkerDied, Workers
+from annealed_core.running.experiment import (
+    Experiment,
+    Run,
+    Trained,
+    device_of,
+    finished,
+    keep,
+    progress,
+    stored,
+    train,
+)
+from annealed_core.running.system import cores, optional
+from annealed_core.running.workers import WorkerDied, Workers, portable
 
 LARGEST_STACK, SMALLEST_STACK = 32, 8
+_LOG = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -53,14 +66,17 @@ def _taken(place: BaseFileLock) -> bool:
 
 
 def _train_there(message: bytes, token: str = "") -> bytes:
-    """What a worker does; it gives None for specs that it can't load."""
+    """What a worker does; it gives None for specs that it can't load, and an error instead of raising it."""
     try:
         specs, device, compile, code = pickle.loads(message)
     except Exception:  # whatever a user's module does when it is imported
         return pickle.dumps(None)
-    if code_version(*specs, maximise) != code:
-        raise RuntimeError("a worker has other code of annealed_core than the process that asks: end it first")
-    return pickle.dumps(train(specs, device, compile))
+    try:
+        if code_version(*specs, maximise) != code:
+            raise RuntimeError("a worker has other code of annealed_core than the process that asks: end it first")
+        return pickle.dumps(train(specs, device, compile))
+    except Exception as error:
+        return pickle.dumps(portable(error))
 
 
 def _train_at_home(message: bytes, token: str = "") -> bytes:
@@ -92,37 +108,47 @@ def _identity(target: Any) -> Any:
     return target if isinstance(target, str | None) else id(target)
 
 
-def _packed(group: list[Experiment], *rest: Any) -> bytes | None:
-    """What another process is given; None where it can't be given that, as what is defined in a notebook."""
+def _packed(group: list[Experiment], *rest: Any, by_value: bool = False) -> bytes | None:
+    """What another process is given; None where it can't be given that, as what is defined in a notebook.
+
+    With `by_value`, what is defined there travels too, where there is `cloudpickle`, as Dask and submitit have it.
+    """
     own = [each for spec in group for each in own_objects(spec).values()]
     homes = [getattr(each, "__module__", "") for each in own] + [type(each).__module__ for each in own]
-    try:
-        return None if "__main__" in homes else pickle.dumps((group, *rest, code_version(*group, maximise)))
-    except Exception:  # whatever a user's class does when it is pickled
-        return None
+    whole = (group, *rest, code_version(*group, maximise))
+    with suppress(Exception):  # whatever a user's class does when it is pickled
+        if "__main__" not in homes:
+            return pickle.dumps(whole)
+    with suppress(Exception):
+        return cast(bytes, optional("cloudpickle", "cluster").dumps(whole)) if by_value else None
+    return None
 
 
 def sweep(
-    specs: Iterable[Any], executor: Any = None, device: str | torch.device = "cpu", compile: bool = False
+    specs: Iterable[Any], executor: Any = None, device: str | torch.device | None = None, compile: bool = False
 ) -> list[Run]:
     """Run all the specs and return their runs in the same order.
 
     Args:
         specs: what to run; a spec that occurs twice is run once.
         executor: anything with `submit(function, *arguments)` that returns a future with `done`, `result` and `cancel`,
-            such as a pool of `concurrent.futures`, a client of Dask or an executor of submitit; processes of this
-            machine, one a core, unless given. A worker returns what it made, which is kept here: it needs no store in
-            common with this process.
+            such as a pool of `concurrent.futures`, a client of Dask or an executor of submitit; or a name that
+            `cluster` knows, `$ANNEALED_CLUSTER` unless given; without one processes of this machine, one a core. A
+            worker returns what it made, which is kept here: it needs no store in common with this process, and goes on
+            from a checkpoint where it has one.
         device, compile: as for `run`.
 
-    What is defined in a notebook or a script is trained in this process. Raises the first error of a run, once the
-    others are done or, if they had not begun, cancelled; TypeError for what is no experiment.
+    What is defined in a notebook or a script is trained in this process, unless there is an executor and cloudpickle. A
+    worker that dies is said in a line, and what it was doing is begun again; what kills workers twice fails by its name
+    and is not kept. Raises the first error of a run, once the others are done or, if they had not begun, cancelled;
+    TypeError for what is no experiment; RuntimeError where the executor is gone: the same call then goes on.
     """
-    specs, device = list(specs), str(device)
+    specs, device = list(specs), device_of(device)
     for spec in specs:
         if not isinstance(spec, Experiment):
             raise TypeError(f"sweep takes experiments such as Density(target='D') or Mnist(), got {spec!r}")
-    processes = cores()
+    executor = executor or os.environ.get("ANNEALED_CLUSTER") or None
+    processes, here = cores(), executor is None
     found: dict[Experiment, Trained] = {}
     # Grouped before it is asked what the store has: so a sweep that is gone on with trains the stacks it had begun.
     groups = []
@@ -132,55 +158,83 @@ def sweep(
             groups.append(group)
         else:
             found |= kept
-    if executor is not None or min(processes, len(groups)) > 1:
-        packed = [(group, message) for group in groups if (message := _packed(group, device, compile)) is not None]
+    if groups and (not here or min(processes, len(groups)) > 1):
+        pack = lambda group: _packed(group, device, compile, by_value=not here)
+        packed = [(group, message) for group in groups if (message := pack(group)) is not None]
         with ExitStack() as open_, progress(sum(map(len, groups)), "runs") as bar:
-            here = executor is None
-            workers = open_.enter_context(Workers(min(processes, len(packed)) or 1)) if here else executor
-            for group, trained in _collect(workers, _train_at_home if here else _train_there, packed):
+            if here:
+                executor = open_.enter_context(Workers(min(processes, len(packed)) or 1))
+            elif isinstance(executor, str):
+                executor = open_.enter_context(connected(executor, device))
+            for group, trained, died in _collect(executor, _train_at_home if here else _train_there, packed, pack):
                 found |= zip(group, trained, strict=True)
                 bar.update(len(group))
-                for spec in () if here else group:
+                for spec in () if here or died else group:
                     keep(spec, found[spec], device, compile)
     for group in groups:
         if not all(spec in found for spec in group):
             found |= zip(group, train(group, device, compile), strict=True)
-    return [finished(spec, found[spec], device) for spec in specs]
+    at_home = device if here or torch.cuda.is_available() else "cpu"
+    return [finished(spec, found[spec], at_home) for spec in specs]
 
 
 def _collect(
-    executor: Any, work: Callable[..., bytes], packed: Iterable[tuple[list[Experiment], bytes]]
-) -> Iterator[tuple[list[Experiment], list[Trained]]]:
-    """What becomes of the groups, in the order in which they end; nothing of those that can't be loaded there."""
-    # The token sets calls apart: Dask takes equal ones for one.
-    waiting = [(executor.submit(work, message, uuid.uuid4().hex), group) for group, message in packed]
+    executor: Any,
+    work: Callable[..., bytes],
+    packed: Iterable[tuple[list[Experiment], bytes]],
+    pack: Callable[[list[Experiment]], bytes | None],
+) -> Iterator[tuple[list[Experiment], list[Trained], bool]]:
+    """What becomes of the groups, in the order in which they end; nothing of those that can't be loaded there.
+
+    Each comes with whether workers died of it. A group that two workers died of is tried once more run by run.
+    """
+
+    def submit(group: list[Experiment], message: bytes | None, died: int = 0) -> tuple[Any, list[Experiment], int]:
+        # The token sets calls apart: Dask takes equal ones for one.
+        return executor.submit(work, message, uuid.uuid4().hex), group, died
+
+    with getattr(executor, "batch", nullcontext)():  # one array of jobs, with submitit
+        waiting = [submit(*each) for each in packed]
     failed: Exception | None = None
     try:
         while waiting:
-            done = [pair for pair in waiting if pair[0].done()]
-            waiting = [pair for pair in waiting if pair not in done]
-            for future, group in done:
+            asked, waiting = waiting, []
+            for number, (future, group, died) in enumerate(asked):
+                if not future.done():
+                    waiting.append(asked[number])
+                    continue
                 try:
                     trained = pickle.loads(future.result())
-                except WorkerDied as death:
-                    trained = [Trained({}, [], 0.0, {}, f"{spec.label}: {death}") for spec in group]
-                except CancelledError:
-                    continue
+                except CancelledError as error:
+                    lost = f"the executor has given up {group[0].label}: the same call goes on from what is stored"
+                    trained = failed or RuntimeError(f"{lost} ({' '.join(str(error).split())[:200]})")
                 except Exception as error:
-                    failed = failed or error
-                    _cancel(waiting)
-                    continue
-                if trained is not None:
-                    yield group, trained
-            if not done:
-                time.sleep(0.02)
+                    died += deaths(error)
+                    again = [group] if died == 1 else [[spec] for spec in group] if len(group) > 1 else []
+                    if not deaths(error):
+                        trained = error
+                    elif again:
+                        label = group[0].label + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+                        _LOG.warning(f"{label}: a worker died; begun again{' one by one' * (len(again) > 1)}")
+                        waiting += [submit(each, pack(each), 1) for each in again]
+                        continue
+                    else:
+                        why = str(error) if isinstance(error, WorkerDied) else "workers died of it twice or more"
+                        yield group, [Trained({}, [], 0.0, {}, f"{group[0].label}: {why}")], True
+                        continue
+                if isinstance(trained, Exception):
+                    failed = failed or trained
+                    _cancel(waiting + asked[number + 1 :])
+                elif trained is not None:
+                    yield group, trained, False
+            time.sleep(max(0.02, 2e-4 * len(waiting)))  # each may be a look at a file
     except BaseException:
-        _cancel(waiting)
+        _cancel(waiting + asked)
         raise
     if failed is not None:
         raise failed
 
 
-def _cancel(waiting: Iterable[tuple[Any, Any]]) -> None:
-    for future, _ in waiting:
+def _cancel(waiting: Iterable[tuple[Any, ...]]) -> None:
+    for future, *_ in waiting:
         future.cancel()

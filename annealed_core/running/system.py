@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import sys
 import tempfile
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -20,6 +21,14 @@ _TURN = threading.RLock()  # number of threads, default dtype and random state a
 def cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def optional(module: str, extra: str) -> Any:
+    """A module that one of our extras brings; ImportError of one line where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ImportError(f"{module} is missing: pip install 'annealed_core[{extra}]'") from None
 
 
 def keep_memory() -> None:

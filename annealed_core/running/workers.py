@@ -7,6 +7,7 @@ when the process that started them is interrupted, or gone.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import queue
@@ -55,7 +56,7 @@ class Workers:
                 pass
 
     def _ask(self, message: bytes) -> Any:
-        for _ in range(2):
+        for last in (False, True):
             process = self._process()
             assert process.stdin and process.stdout
             try:
@@ -64,6 +65,9 @@ class Workers:
                 answer = pickle.load(process.stdout)
             except (EOFError, OSError, pickle.UnpicklingError):
                 self._own.process = None
+                if not (last or self._closing):
+                    status = f"process {process.pid} died with status {process.wait()}"
+                    logging.getLogger(__name__).warning(f"{status}: what it was doing is begun again by another")
                 continue
             succeeded, value = pickle.loads(answer)
             if succeeded:
@@ -111,10 +115,14 @@ def work() -> None:
 
 
 def _failed(error: Exception) -> bytes:
+    return pickle.dumps((False, portable(error)))
+
+
+def portable(error: Exception) -> Exception:
+    """An error as it can travel, with a note of where it came from."""
     error.add_note(traceback.format_exc())
     try:
-        message = pickle.dumps((False, error))
-        pickle.loads(message)
+        pickle.loads(pickle.dumps(error))
     except Exception:  # not every error can be pickled
-        return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
-    return message
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

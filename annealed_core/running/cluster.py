@@ -1,0 +1,64 @@
+"""Executors of a cluster by name, on the engines of others: Dask (`distributed`) and Slurm (`submitit`).
+
+    sweep(specs, executor="tcp://host:8786")    # a scheduler of Dask, which needs no disk in common with its workers
+    sweep(specs, executor="slurm")              # jobs of an array; the store's disk must be a common one
+    sweep(specs, executor="local")              # the same as processes of this machine, to try it
+
+Partition, account and time of Slurm's jobs are what $SBATCH_PARTITION, $SBATCH_ACCOUNT, $SBATCH_TIMELIMIT ... say.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from annealed_core.running import store
+from annealed_core.running.system import optional
+from annealed_core.running.workers import WorkerDied
+
+SECONDS_TO_CONNECT = 10
+
+
+def check_cluster(name: str) -> None:
+    """Refuse what is the name of no cluster, with ValueError."""
+    if name not in ("slurm", "local") and "://" not in name:
+        raise ValueError(f"unknown cluster {name!r}: choose slurm, or the address of a Dask scheduler, tcp://host:8786")
+
+
+@contextmanager
+def connected(name: str, device: str = "cpu") -> Iterator[Any]:
+    """What `sweep` takes as an executor.
+
+    Raises ValueError for an unknown name, ImportError where the extra `cluster` is missing, ConnectionError where no
+    scheduler answers.
+    """
+    check_cluster(name)
+    if "://" not in name:
+        executor = optional("submitit", "cluster").AutoExecutor(store.root() / "jobs", cluster=name)
+        executor.update_parameters(name="annealed", timeout_min=24 * 60, cpus_per_task=1)
+        executor.update_parameters(gpus_per_node=int(device.startswith("cuda")))
+        yield executor
+        return
+    try:
+        client = optional("distributed", "cluster").Client(name, timeout=SECONDS_TO_CONNECT, set_as_default=False)
+    except OSError as error:
+        raise ConnectionError(f"no scheduler of Dask answers at {name} ({type(error).__name__})") from None
+    with client:
+        client.subscribe_topic("all", _say_death)
+        yield client
+
+
+def _say_death(event: Any) -> None:
+    """Say in a line that Dask lost a worker, which gives what that was doing to another by itself."""
+    _, said = event
+    if isinstance(said, dict) and said.get("action") == "remove-worker" and not said.get("expected"):
+        doing = f"what it was doing ({len(said.get('processing-tasks', ()))}) is begun again"
+        logging.getLogger(__name__).warning(f"worker {said.get('worker')} died: {doing}")
+
+
+def deaths(error: BaseException) -> int:
+    """How many workers died of what raised this: 0 for an error of another kind, 2 where the engine has tried again."""
+    names = {"KilledWorker": 2, "UncompletedJobError": 1}  # of distributed, of submitit
+    return 2 if isinstance(error, WorkerDied) else names.get(type(error).__name__, 0)
