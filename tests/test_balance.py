@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from annealed_core.balance import TrajectoryBalance, explored, path_log_weight
+from annealed_core.nested import TrajectoryBalance, explored, path_log_weight
 from annealed_core.chain import Chain
 from annealed_core.evidence import log_mean_weight
 from annealed_core.fit import fit

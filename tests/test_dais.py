@@ -60,7 +60,7 @@ def test_a_step_goes_back_with_its_momentum_turned_and_keeps_volume():
     def step(z, v):
         alpha, size = found.exponents()[0], found.kernels[0].log_step.exp()
         middle = z + 0.5 * size * v
-        v = v + size * found._slope(middle, alpha)
+        v = v + size * found.slope(middle, alpha)
         return middle + 0.5 * size * v, v
 
     z, v = step(*noise)
