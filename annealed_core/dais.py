@@ -5,11 +5,11 @@
     chain = TargetChain(base, Drift(step=0.01).build(dim=2, n=8), target=target)
     TrajectoryBalance()(chain, target, 128)
 
-A `Leapfrog` transition t follows the gradient of log f_t, f_t = f_T^alpha_t f_0^(1 - alpha_t) with f_0 = q_0, by one step of
-Hamiltonian dynamics without acceptance. Its reverse is known in closed form, so that the chain's weight is one of AIS,
-and the ELBO trains step sizes, exponents and the persistence of the momentum (Geffner & Domke 2021, arXiv 2107.04150,
-"UHA"; Zhang et al. 2021, arXiv 2107.10211, "DAIS"; Thin et al. 2021, arXiv 2106.15921, "Monte Carlo VAE"). `Drift`
-steps have no momentum, and a network beside the gradient (Vargas et al. 2023, arXiv 2307.01050, "CMCD").
+A `Leapfrog` transition t follows the gradient of log f_t, f_t = f_T^alpha_t f_0^(1 - alpha_t) with f_0 = q_0, by one
+step of Hamiltonian dynamics without acceptance. Its reverse is known in closed form, so that the chain's weight is one
+of AIS, and the ELBO trains step sizes, exponents and the persistence of the momentum (Geffner & Domke 2021, arXiv
+2107.04150, "UHA"; Zhang et al. 2021, arXiv 2107.10211, "DAIS"; Thin et al. 2021, arXiv 2106.15921, "Monte Carlo VAE").
+`Drift` steps have no momentum, and a network beside the gradient (Vargas et al. 2023, arXiv 2307.01050, "CMCD").
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TargetChain(Chain):
     def context(self, _: Any) -> None:
         pass
 
-    def log_prob(self, z: Tensor, alpha: Tensor) -> Tensor:
+    def log_prob(self, z: Tensor, alpha: Tensor | float) -> Tensor:
         """Log f_t at z, for f_t = f_T^alpha q_0^(1 - alpha), in nats: (*sample, *batch, dim) -> (*sample, *batch)."""
         return alpha * self.target.log_prob(z) + (1 - alpha) * self.base.log_prob(z)
 
@@ -74,9 +74,7 @@ class TargetChain(Chain):
     def detach(self) -> Self:
         """As of `Chain`; nor does the target learn."""
         target: Any = self.target
-        return self.replace(
-            base=self.base.detach(), target=target.frozen() if hasattr(target, "frozen") else target
-        )
+        return self.replace(base=self.base.detach(), target=target.frozen() if hasattr(target, "frozen") else target)
 
     def __getitem__(self, images: slice) -> Self:
         target: Any = self.target

@@ -4,11 +4,11 @@
     found = sequential(chain, target, 1000)                 # found.log_z, found.z
     fit(chain, target, TrajectoryBalance(exploration=0.1))
 
-The first two go one transition at a time, from f_{t-1} to f_t, and each has the increment log f_t(z_t) - log f_{t-1}(z_{t-1}) +
-log r_t(z_{t-1} | z_t) - log q_t(z_t | z_{t-1}), AVO's local objective. AVO takes it under q_{t-1}; nested variational
-inference (Zimmermann et al. 2021, arXiv 2106.11302) under f_{t-1}, for which particles carry weights (NVI) or are drawn
-anew by them (NVIR). With flows for kernels this is what AFT and CRAFT train (Arbel et al. 2021, arXiv 2102.07501;
-Matthews et al. 2022, arXiv 2201.13117).
+The first two go one transition at a time, from f_{t-1} to f_t, and each has the increment log f_t(z_t) -
+log f_{t-1}(z_{t-1}) + log r_t(z_{t-1} | z_t) - log q_t(z_t | z_{t-1}), AVO's local objective. AVO takes it under
+q_{t-1}; nested variational inference (Zimmermann et al. 2021, arXiv 2106.11302) under f_{t-1}, for which particles
+carry weights (NVI) or are drawn anew by them (NVIR). With flows for kernels this is what AFT and CRAFT train (Arbel et
+al. 2021, arXiv 2102.07501; Matthews et al. 2022, arXiv 2201.13117).
 
 Trajectory balance trains a chain by the spread of its log-weights. Where all paths have the same it is log Z, and the
 chain is exact: so this needs no gradient through the draws, and paths may be drawn with more noise than the chain's
@@ -32,7 +32,6 @@ from annealed_core.kernels import normal_log_prob
 from annealed_core.moves import draw_like
 from annealed_core.objectives import Alphas, Objective
 from annealed_core.targets import LinearAlphas, exponents
-
 
 Noise = Annotated[Any, Annealed(Number(0))]
 

@@ -52,7 +52,8 @@ class MovedStep(nn.Module):
 
     def __init__(self, flow: nn.Module | None, alpha: Tensor, recipe: Moved) -> None:
         super().__init__()
-        self.flow, self.alpha, self.recipe = flow, float(alpha), recipe
+        self.alpha, self.recipe = float(alpha), recipe
+        self.flow: Any = flow
         self.register_buffer("log_step", torch.tensor(recipe.step).log())
 
     def _moves(self, chain: TargetChain) -> Metropolis:
@@ -107,8 +108,8 @@ class Moved(Description):
 
     def for_target(self, base_scale: float, reach: float) -> Self:
         """With flows for that target."""
-        fits = hasattr(self.flow, "for_target")
-        return self.replace(flow=self.flow.for_target(base_scale, reach)) if fits else self
+        flow: Any = self.flow
+        return self.replace(flow=flow.for_target(base_scale, reach)) if hasattr(flow, "for_target") else self
 
     def build(self, dim: int, n: int, context_dim: int = 0) -> list[nn.Module]:
         """The n kernels for states of `dim` dimensions; the context is not looked at."""

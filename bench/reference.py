@@ -1,8 +1,8 @@
 """What is true of the posterior of `annealed_report.logistic`: NUTS of NumPyro, and bridge sampling for log Z.
 
-    uv pip install numpyro
-    python bench/reference.py               # writes data/breast_cancer/reference.json and draws.npy: some five minutes
-    python bench/reference.py --draws 500   # shorter
+uv pip install numpyro
+python bench/reference.py               # writes data/breast_cancer/reference.json and draws.npy: some five minutes
+python bench/reference.py --draws 500   # shorter
 """
 
 import argparse

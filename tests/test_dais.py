@@ -207,9 +207,7 @@ def test_the_log_variance_of_its_paths_is_an_objective():
     found = drifting()
     noise = found.noise(50)
     drawn = found.rsample(noise=noise)
-    torch.testing.assert_close(
-        path_log_weight(found, found.target, drawn.z), found.log_weight(found.target, drawn)
-    )
+    torch.testing.assert_close(path_log_weight(found, found.target, drawn.z), found.log_weight(found.target, drawn))
 
 
 @pytest.mark.parametrize("objective", [ELBO(), TrajectoryBalance(), TrajectoryBalance(0.1), AVO()], ids=repr)

@@ -1,5 +1,6 @@
-"""Moves among flows, exponents that fit, parallel tempering: weights of AIS, unbiased, and right where that is known."""
+"""Moves among flows, exponents that fit, parallel tempering: weights of AIS, unbiased, right where that is known."""
 
+import itertools
 import math
 
 import pytest
@@ -37,9 +38,7 @@ class Narrow:
 
     def log_prob(self, z):
         loc, variance = z.new_tensor([3.0, 0.0]), z.new_tensor([0.25, 1.0])
-        return (
-            math.log(3) - 0.5 * ((z - loc).square() / variance + variance.log()).sum(-1) - math.log(2 * math.pi)
-        )
+        return math.log(3) - 0.5 * ((z - loc).square() / variance + variance.log()).sum(-1) - math.log(2 * math.pi)
 
 
 def divergence(a, b):
@@ -175,7 +174,7 @@ def test_annealing_takes_steps_of_the_divergence_that_it_is_given():
 
 def test_adaptive_exponents_are_as_far_apart_in_divergence():
     alphas = adaptive_alphas(Narrow(), DiagonalGaussian.isotropic(2), 6).tolist()
-    steps = [divergence(a, b) for a, b in zip(alphas, alphas[1:], strict=False)]
+    steps = [divergence(a, b) for a, b in itertools.pairwise(alphas)]
     linear = [divergence(n / 6, (n + 1) / 6) for n in range(6)]
     assert len(alphas) == 7 and max(steps) / min(steps) < 2.5 < max(linear) / min(linear)
     known = AdaptiveAlphas("ring8")
@@ -201,4 +200,6 @@ def test_parallel_tempering_visits_modes_by_their_masses():
     assert ((masses.mean(0) - D.modes[1]).abs() < 4 * error).all() and error.max() < 0.02
     nearest = z.flatten(0, 1)[torch.cdist(z.flatten(0, 1), centres).min(1).values < 1]
     radius = torch.cdist(nearest, centres).min(1).values
-    assert float(radius.square().mean()) == pytest.approx(0.4 * (1 - 2.5 * math.exp(-2.5) / (1 - math.exp(-2.5))), rel=0.05)
+    assert float(radius.square().mean()) == pytest.approx(
+        0.4 * (1 - 2.5 * math.exp(-2.5) / (1 - math.exp(-2.5))), rel=0.05
+    )

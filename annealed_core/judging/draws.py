@@ -1,8 +1,8 @@
 """How near draws come to exact ones: figures that a lost mode can't fool.
 
-    exact = exact_draws(find("D"), 2000)
-    energy_distance(z, exact), coverage(z, exact)       # of any sampler's draws
-    upper_bound(chain, target, exact)                   # of log Z, where exact draws are known: the EUBO
+exact = exact_draws(find("D"), 2000)
+energy_distance(z, exact), coverage(z, exact)       # of any sampler's draws
+upper_bound(chain, target, exact)                   # of log Z, where exact draws are known: the EUBO
 """
 
 from __future__ import annotations
