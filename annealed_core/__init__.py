@@ -7,13 +7,12 @@
 The modules here are the mathematics, `chain` the one idea; `running` trains what a description says and keeps it.
 """
 
-from annealed_core.balance import TrajectoryBalance
 from annealed_core.chain import Chain, Trajectory
-from annealed_core.dais import Leapfrog
+from annealed_core.dais import Drift, Leapfrog
 from annealed_core.fit import fit
 from annealed_core.flows import IAF, Householder, Planar, Spline
 from annealed_core.kernels import DiagonalGaussian, Gated, Residual
-from annealed_core.nested import NVI, sequential
+from annealed_core.nested import NVI, TrajectoryBalance, sequential
 from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, CapacityELBO, LocalAVO
 from annealed_core.running.density import Density
 from annealed_core.running.experiment import Experiment, Run, TrainingError, run
@@ -28,7 +27,7 @@ from annealed_core.vae import VAE, Autoregressive, Independent
 # fmt: off
 __all__ = [
     "AVO", "ELBO", "ENERGIES", "IAF", "IWAE", "NVI", "VAE", "AlphaELBO", "Autoregressive", "CapacityELBO", "Chain",
-    "Constant", "Cyclical", "Density", "DiagonalGaussian", "Experiment", "External", "Gated", "Geometric",
+    "Constant", "Cyclical", "Density", "DiagonalGaussian", "Drift", "Experiment", "External", "Gated", "Geometric",
     "GeometricAlphas", "Householder", "Independent", "Leapfrog", "LearnedAlphas", "Linear", "LinearAlphas", "LocalAVO",
     "Mixed", "Mnist", "Planar", "PyroModel", "Residual", "Run", "Spec", "Spline", "Then", "TrainingError", "Trajectory",
     "TrajectoryBalance", "fit", "run", "sequential", "sweep",

@@ -68,14 +68,25 @@ def conditional_effective_sample_size(log_weights: Tensor, log_increments: Tenso
     return (2 * first - second).exp()
 
 
-def _next_alpha(alpha: float, threshold: float, log_weights: Tensor, slope: Tensor) -> float:
-    """The alpha, at most 1, up to which the conditional effective sample size stays at the threshold."""
+def conditional_divergence(log_weights: Tensor, log_increments: Tensor) -> Tensor:
+    """KL(f_{t-1} || f_t) in nats over the first dimension, as the same particles estimate it: (n, *batch) -> (*batch,).
+
+    Log sum W v - sum W log v, the arguments as above (the trust region of arXiv 2508.12511 bounds such a divergence).
+    """
+    log_weights = torch.log_softmax(log_weights, 0)
+    return torch.logsumexp(log_weights + log_increments, 0) - (log_weights.exp() * log_increments).sum(0)
+
+
+def _next_alpha(alpha: float, bound: str, value: float, log_weights: Tensor, slope: Tensor) -> float:
+    """The alpha, at most 1, up to which a step of the path keeps the bound: a threshold, or a divergence kl."""
     # A particle outside the support is lost at any step, so that it tells nothing about how far to go.
     inside = slope > -torch.inf
     log_weights, slope = torch.where(inside, log_weights, -torch.inf), torch.where(inside, slope, 0.0)
 
     def too_far(new: float) -> bool:
-        return bool((conditional_effective_sample_size(log_weights, (new - alpha) * slope) < threshold).any())
+        if bound == "kl":
+            return bool((conditional_divergence(log_weights, (new - alpha) * slope) > value).any())
+        return bool((conditional_effective_sample_size(log_weights, (new - alpha) * slope) < value).any())
 
     if not too_far(1.0):
         return 1.0
@@ -84,7 +95,7 @@ def _next_alpha(alpha: float, threshold: float, log_weights: Tensor, slope: Tens
         middle = 0.5 * (low + high)
         low, high = (low, middle) if too_far(middle) else (middle, high)
     if low == alpha:
-        raise ValueError(f"threshold {threshold} cannot be kept at alpha = {alpha:g}: take a base nearer the target")
+        raise ValueError(f"{bound} {value} cannot be kept at alpha = {alpha:g}: take a base nearer the target")
     return low
 
 
@@ -161,6 +172,7 @@ def ais(
     alphas: Alphas = None,
     n_temperatures: int = 200,
     threshold: float | None = None,
+    kl: float | None = None,
     move: str = "hamiltonian",
     n_moves: int = 2,
     n_leapfrog: int = 10,
@@ -173,7 +185,7 @@ def ais(
     Log w = sum_t (alpha_t - alpha_{t-1}) * (log f(z_{t-1}) - log q_0(z_{t-1})), with z_t from moves that leave f_t
     invariant. Where particles are resampled it is sequential Monte Carlo (Del Moral, Doucet & Jasra 2006). With a given
     step size the mean weight is unbiased for Z. An adapted one learns from the particles it moves, and so does a
-    threshold: the estimate is then consistent in their number.
+    threshold or kl: the estimate is then consistent in their number.
 
     Args:
         target: with `log_prob` and `dim`; for Hamiltonian and Langevin moves differentiable by autograd.
@@ -183,6 +195,7 @@ def ais(
         n_temperatures: T of that function or line; T = 1 is importance sampling.
         threshold: in (0, 1): each next alpha is the one at which the conditional effective sample size (the lowest
             of the batch) equals it, and their number what it takes to reach 1.
+        kl: above 0, in nats: the same with the divergence of f_{t-1} from f_t, the highest of the batch.
         move: "hamiltonian", "langevin" or "metropolis".
         n_moves, n_leapfrog: moves at each temperature, and leapfrog steps of a Hamiltonian one.
         step_size: the same for all moves, or one for each temperature and element of the batch, (T, *batch), as
@@ -200,14 +213,18 @@ def ais(
     annealing = _Annealing(target, base, move, n_moves, n_leapfrog, step_size, generator)
     if threshold is not None and not 0 < threshold < 1:
         raise ValueError(f"threshold must lie in (0, 1), got {threshold!r}")
+    if kl is not None and not kl > 0:
+        raise ValueError(f"kl must be above 0, got {kl!r}")
     if resample is not None and not 0 < resample < 1:
         raise ValueError(f"resample must lie in (0, 1), got {resample!r}")
-    if threshold is not None and alphas is not None:
-        raise ValueError("alphas and threshold exclude each other: a threshold chooses the alphas")
-    if threshold is not None and isinstance(step_size, Tensor):
-        raise ValueError("step_size must be a number or None with a threshold, which chooses how many alphas there are")
+    bound, value = ("threshold", threshold) if kl is None else ("kl", kl)
+    if value is not None and (alphas is not None or (kl and threshold)):
+        other = "alphas" if alphas is not None else "threshold"
+        raise ValueError(f"{other} and {bound} exclude each other: a {bound} chooses the alphas")
+    if value is not None and isinstance(step_size, Tensor):
+        raise ValueError(f"step_size must be a number or None with a {bound}, which chooses how many alphas there are")
     given = _checked(alphas, n_temperatures)
-    steps = None if step_size is None else annealing.steps(1 if threshold else len(given) - 1)
+    steps = None if step_size is None else annealing.steps(1 if value else len(given) - 1)
 
     z = base.rsample(draw_like(torch.randn, base.loc.expand(n_particles, *base.loc.shape), generator))
     log_weights = torch.zeros_like(z[..., 0], dtype=torch.float64)
@@ -220,13 +237,13 @@ def ais(
                 f"base must reach where target {name_of(target)} is above 0, got log_prob = -inf at all {n_particles} "
                 "particles: take a wider or nearer one, or more particles"
             )
-        alpha = given[len(used)] if threshold is None else _next_alpha(used[-1], threshold, log_weights, slope)
+        alpha = given[len(used)] if value is None else _next_alpha(used[-1], bound, value, log_weights, slope)
         log_weights = log_weights + (alpha - used[-1]) * slope
         if resample is not None and bool((effective_sample_size(log_weights) < resample).any()):
             z = chosen(z, resampled(log_weights, generator))
             log_weights = log_mean_weight(log_weights)[0].expand_as(log_weights)
         if steps is not None:
-            step = steps[0 if threshold else len(used) - 1]
+            step = steps[0 if value else len(used) - 1]
         used.append(alpha)
         step_sizes.append(step)
         z, step, rate = annealing.moved(z, alpha, step)

@@ -2,35 +2,40 @@
 
     chain = AnnealedChain(base, Leapfrog(step=0.1).build(dim=2, n=8), target=target)
     ELBO()(chain, target, 128)
+    chain = TargetChain(base, Drift(step=0.01).build(dim=2, n=8), target=target)
+    TrajectoryBalance()(chain, target, 128)
 
-Transition t follows the gradient of log f_t, f_t = f_T^alpha_t f_0^(1 - alpha_t) with f_0 = q_0, by one step of
-Hamiltonian dynamics without acceptance. Its reverse is known in closed form, so that the chain's weight is one of AIS,
-and the ELBO trains step sizes, exponents and the persistence of the momentum (Geffner & Domke 2021, arXiv 2107.04150,
-"UHA"; Zhang et al. 2021, arXiv 2107.10211, "DAIS"; Thin et al. 2021, arXiv 2106.15921, "Monte Carlo VAE").
+A `Leapfrog` transition t follows the gradient of log f_t, f_t = f_T^alpha_t f_0^(1 - alpha_t) with f_0 = q_0, by one
+step of Hamiltonian dynamics without acceptance. Its reverse is known in closed form, so that the chain's weight is one
+of AIS, and the ELBO trains step sizes, exponents and the persistence of the momentum (Geffner & Domke 2021, arXiv
+2107.04150, "UHA"; Zhang et al. 2021, arXiv 2107.10211, "DAIS"; Thin et al. 2021, arXiv 2106.15921, "Monte Carlo VAE").
+`Drift` steps have no momentum, and a network beside the gradient (Vargas et al. 2023, arXiv 2307.01050, "CMCD").
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from annealed_core.chain import Chain, Shape, Trajectory
-from annealed_core.description import Description, Positive, Share
-from annealed_core.kernels import DiagonalGaussian
-from annealed_core.targets import Target
+from annealed_core.description import Description, Positive, Share, Whole
+from annealed_core.kernels import DiagonalGaussian, drawn_log_prob, normal_log_prob
+from annealed_core.targets import LearnedPath, Target, linear_alphas
 
 
-class AnnealedChain(Chain):
-    """A chain whose kernels are `LeapfrogStep`s towards a target.
+class TargetChain(Chain):
+    """A chain whose kernels see the target: they are called with the chain itself in the place of a context.
 
     Args:
-        base, kernels, context, generator: as of `Chain`; the context is not used.
+        base, kernels, context, generator: as of `Chain`; the context is not looked at.
         target: f_T, with a `log_prob` that can be differentiated.
     """
+
+    requires_grad = False  # as a context: what learns is not in it
 
     def __init__(
         self,
@@ -41,8 +46,46 @@ class AnnealedChain(Chain):
         *,
         target: Target,
     ) -> None:
-        super().__init__(base, kernels, context, generator)
-        self.target, self.learns = target, True
+        super().__init__(base, kernels, None, generator)
+        self.target = target
+
+    @property
+    def context(self) -> Any:
+        """The chain."""
+        return self
+
+    @context.setter
+    def context(self, _: Any) -> None:
+        pass
+
+    def log_prob(self, z: Tensor, alpha: Tensor | float) -> Tensor:
+        """Log f_t at z, for f_t = f_T^alpha q_0^(1 - alpha), in nats: (*sample, *batch, dim) -> (*sample, *batch)."""
+        return alpha * self.target.log_prob(z) + (1 - alpha) * self.base.log_prob(z)
+
+    def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
+        """The gradient of log f_t at z; with a gradient of its own where one is recorded."""
+        recorded = torch.is_grad_enabled()
+        with torch.enable_grad():
+            point = z if z.requires_grad else z.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.target.log_prob(point).sum(), point, create_graph=recorded)
+        slope = torch.where(slope.isfinite(), slope, 0.0)
+        return alpha * slope - (1 - alpha) * (z - self.base.loc) / self.base.scale.square()
+
+    def detach(self) -> Self:
+        """As of `Chain`; nor does the target learn."""
+        target: Any = self.target
+        return self.replace(base=self.base.detach(), target=target.frozen() if hasattr(target, "frozen") else target)
+
+    def __getitem__(self, images: slice) -> Self:
+        target: Any = self.target
+        part = target[images] if hasattr(target, "__getitem__") else target
+        return self.replace(base=self.base[images], target=part)
+
+
+class AnnealedChain(TargetChain):
+    """A chain whose kernels are `LeapfrogStep`s; arguments are those of `TargetChain`."""
+
+    learns = True
 
     def exponents(self) -> Tensor:
         """alpha_1 ... alpha_T, rising between 0 and 1: (T,)."""
@@ -66,33 +109,15 @@ class AnnealedChain(Chain):
             z, v = (z.detach(), None if v is None else v.detach()) if local else (z, v)
             before = fresh if v is None else keep * v + (1 - keep.square()).sqrt() * fresh
             middle = z + 0.5 * step * before
-            v = before + step * self._slope(middle, alpha)
+            v = before + step * self.slope(middle, alpha)
             z = middle + 0.5 * step * v
             states.append(z)
             log_ratios.append(0.5 * (before.square() - v.square()).sum(-1))
         return Trajectory(torch.stack(states), torch.stack(log_ratios), log_q0)
 
-    def _slope(self, z: Tensor, alpha: Tensor) -> Tensor:
-        """The gradient of log f_t at z; with a gradient of its own where one is recorded."""
-        recorded = torch.is_grad_enabled()
-        with torch.enable_grad():
-            point = z if z.requires_grad else z.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.target.log_prob(point).sum(), point, create_graph=recorded)
-        slope = torch.where(slope.isfinite(), slope, 0.0)
-        return alpha * slope - (1 - alpha) * (z - self.base.loc) / self.base.scale.square()
-
-    def detach(self) -> Self:
-        """As of `Chain`; nor does the target learn."""
-        target: Any = self.target
-        return super().detach().replace(target=target.frozen() if hasattr(target, "frozen") else target)
-
     def freeze(self) -> Self:
         """As of `Chain`."""
         return self.replace(learns=False)
-
-    def __getitem__(self, images: slice) -> Self:
-        target: Any = self.target
-        return super().__getitem__(images).replace(target=target[images] if hasattr(target, "__getitem__") else target)
 
 
 class _Shared(nn.Module):
@@ -148,6 +173,70 @@ class Leapfrog(Description):
         """The n transitions for states of `dim` dimensions; the context is not looked at."""
         shared = _Shared(self.persistence)
         return [LeapfrogStep(dim, self.step, shared) for _ in range(n)]
+
+
+class DriftStep(nn.Module):
+    """q(z' | z) = N(z + e (s(z) + u(z)), 2e) and r(z | z') = N(z' + e (s(z') - u(z')), 2e), s the slope of log f_t.
+
+    At u = 0 it is unadjusted Langevin dynamics and its reversal; u, a network with one hidden layer, starts there.
+
+    Args:
+        dim: dimensions of z.
+        step: e at the start, of each dimension.
+        hidden: width of the network; 0 for none.
+        path: the exponents, which the transitions of a chain share.
+        place: which transition it is, from 1.
+    """
+
+    chain = TargetChain
+
+    def __init__(self, dim: int, step: float, hidden: int, path: LearnedPath, place: int) -> None:
+        super().__init__()
+        self.path, self.place = path, place
+        self.log_step = nn.Parameter(torch.full((dim,), math.log(step)))
+        self.network = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, dim)) if hidden else None
+        for parameter in [] if self.network is None else self.network[2].parameters():
+            nn.init.zeros_(parameter)
+
+    def _drifted(self, z: Tensor, chain: TargetChain, sign: int) -> tuple[Tensor, Tensor]:
+        step, drift = self.log_step.exp(), chain.slope(z, self.path()[self.place])
+        drift = drift if self.network is None else drift + sign * self.network(z)
+        return z + step * drift, (2 * step).sqrt().expand_as(z)
+
+    def forwards(self, z: Tensor, chain: TargetChain) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(z' | z), both (*batch, dim)."""
+        return self._drifted(z, chain, 1)
+
+    def reverse(self, z: Tensor, chain: TargetChain) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of r(z | z')."""
+        return self._drifted(z, chain, -1)
+
+    def forward(self, z: Tensor, chain: TargetChain, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """As of every kernel."""
+        loc, scale = self.forwards(z, chain)
+        z_next = loc + scale * noise
+        return z_next, normal_log_prob(z, *self.reverse(z_next, chain)) - drawn_log_prob(noise, scale)
+
+
+class Drift(Description):
+    """Langevin steps along a learned path, with a trained drift: "CMCD"; without one, differentiable AIS.
+
+    By `ELBO`, or by `TrajectoryBalance`, the log-variance loss, which needs no second derivatives of the target.
+
+    Attributes:
+        step: e of each transition at the start, in units of z squared.
+        hidden: width of the network of each transition; 0 for none.
+    """
+
+    step: Positive = 0.01
+    hidden: Annotated[int, Whole(0)] = 32
+
+    sees_target = True
+
+    def build(self, dim: int, n: int, context_dim: int = 0) -> list[nn.Module]:
+        """As of `Leapfrog`."""
+        path = LearnedPath(linear_alphas(n))
+        return [DriftStep(dim, self.step, self.hidden, path, place) for place in range(1, n + 1)]
 
 
 def chain_of(

@@ -161,6 +161,24 @@ def _many_well(z: Tensor) -> Tensor:
     return (-wells.pow(4) + 6 * wells.square() + 0.5 * wells - 0.5 * widths.square()).sum(-1)
 
 
+@dataclass(frozen=True)
+class LogisticRegression:
+    """Posterior of the coefficients of a logistic regression under N(0, 1), log f(z) = log p(z) + log p(labels | z).
+
+    features: (n, dim), a column of ones among them for an intercept; labels: (n,), of 0 and 1. The integral of f is
+    p(labels).
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Log f(z) in nats; z: (*batch, dim) -> (*batch,)."""
+        signed = (1 - 2 * self.labels).unsqueeze(-1) * self.features
+        log_prior = -0.5 * (z.square().sum(-1) + z.shape[-1] * _LOG_TWO_PI)
+        return log_prior - softplus(z @ signed.T.to(z)).sum(-1)
+
+
 _TWO_ENDS = torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.5, 0.5])  # A is even in z1
 
 ENERGIES: dict[str, Energy] = {

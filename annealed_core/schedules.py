@@ -58,6 +58,17 @@ class Geometric(Description):
         return 1 - (1 - self.start) * (1 - self.rate) ** step
 
 
+class Falling(Description):
+    """From `start` to 0, linearly in so many `steps`, and 0 after: exploration that decays."""
+
+    start: Annotated[float, Number(0)] = 0.1
+    steps: Size = 2000
+
+    def __call__(self, step: int) -> float:
+        """The value at that step."""
+        return self.start * max(0.0, 1 - step / self.steps)
+
+
 #: How the value rises within a cycle, from the share of the rise that is over; of Fu et al. 2019 and its code. The
 #: sigmoid begins at .0025 and jumps from .9975 to 1.
 SHAPES: dict[str, Callable[[float], float]] = {

@@ -25,6 +25,7 @@ from annealed_report.earlier import FAULTS, EarlierAVO, faulty
 from annealed_report.fair import starts, tuned, tuning
 from annealed_report.folded_line import apart, folded_line
 from annealed_report.posterior import posterior_alone, quarter
+from annealed_report.which_method import which_bars, which_method, which_mnist, which_ring
 from annealed_report.working import chains, working
 
 SEEDS = range(10)
@@ -298,7 +299,8 @@ _DENSITY = (grid, objectives, kernels, initialisation, momentum, length, compute
 _MNIST = (mnist, long, anatomy, faultless, agreement, regime, chosen, schedules, robustness, collapse)
 DENSITY_STUDIES: dict[str, Callable[[], Sequence[Experiment]]] = {study.__name__: study for study in _DENSITY}
 _OTHERS = (folded_line, apart, posterior_alone, quarter, chains, working)
-STUDIES = DENSITY_STUDIES | {study.__name__: study for study in (*_MNIST, *_OTHERS)}
+_WHICH = (which_method, which_bars, which_ring, which_mnist)
+STUDIES = DENSITY_STUDIES | {study.__name__: study for study in (*_MNIST, *_OTHERS, *_WHICH)}
 
 
 def find_study(name: str) -> list[Experiment]:

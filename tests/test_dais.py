@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from annealed_core.chain import Chain
-from annealed_core.dais import AnnealedChain, Leapfrog, LeapfrogStep, chain_of
+from annealed_core.dais import AnnealedChain, Drift, Leapfrog, LeapfrogStep, TargetChain, chain_of
 from annealed_core.description import from_json, to_json
 from annealed_core.evidence import log_mean_weight
 from annealed_core.fit import fit
 from annealed_core.kernels import DiagonalGaussian
+from annealed_core.nested import TrajectoryBalance, path_log_weight
 from annealed_core.objectives import AVO, ELBO, IWAE
 from annealed_core.running.density import Density
 from annealed_core.running.experiment import run
@@ -60,7 +61,7 @@ def test_a_step_goes_back_with_its_momentum_turned_and_keeps_volume():
     def step(z, v):
         alpha, size = found.exponents()[0], found.kernels[0].log_step.exp()
         middle = z + 0.5 * size * v
-        v = v + size * found._slope(middle, alpha)
+        v = v + size * found.slope(middle, alpha)
         return middle + 0.5 * size * v, v
 
     z, v = step(*noise)
@@ -162,3 +163,73 @@ def test_an_auto_encoder_trains_with_kernels_that_see_the_target(store):
     found = run(spec)
     assert found.metrics["kernels_earn_se"] > 0 and found.metrics["nll"] < -found.metrics["elbo"]
     assert run(spec).metrics == found.metrics
+
+
+# ---- a trained drift
+
+
+def drifting(n=4, step=0.1, hidden=8, target=None, shake=0.2):
+    torch.manual_seed(0)
+    kernels = list(torch.nn.ModuleList(Drift(step, hidden).build(2, n)).double())
+    with torch.no_grad():
+        for parameter in torch.nn.ModuleList(kernels).parameters():
+            parameter.add_(shake * torch.randn_like(parameter))
+    base = DiagonalGaussian(torch.zeros(2).double(), torch.ones(2).double())
+    return TargetChain(base, kernels, target=target or Gaussian())
+
+
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_with_any_drift_the_mean_weight_is_the_normaliser(hidden):
+    found = drifting(8, 0.2, hidden, shake=0.1)
+    with torch.no_grad():
+        estimate, error = log_mean_weight(found.log_weight(found.target, found.rsample(40_000)))
+    assert abs(estimate - math.log(3)) < 4 * error < 0.5
+
+
+def test_a_drift_that_the_reverse_kernel_takes_back_costs_nothing():
+    # q_t follows the slope and the drift, r_t the slope less the drift: together that of a time-reversal.
+    found, z = drifting(n=1), torch.randn(5, 2).double()
+    kernel = found.kernels[0]
+    (ahead, scale), (back, same) = kernel.forwards(z, found), kernel.reverse(z, found)
+    step, alpha = kernel.log_step.exp(), kernel.path()[1]
+    torch.testing.assert_close(0.5 * (ahead + back), z + step * found.slope(z, alpha))
+    torch.testing.assert_close(0.5 * (ahead - back), step * kernel.network(z))
+    assert torch.equal(scale, same) and alpha == 1 and torch.equal(scale[0], (2 * step).sqrt())
+    spreads = []
+    for size in (0.4, 0.2, 0.1):  # on a path that stands still, without a drift: Langevin's dynamics is reversible
+        still = DiagonalGaussian(torch.zeros(2).double(), torch.ones(2).double())
+        found = drifting(6, size, 0, still, shake=0.0)
+        spreads.append(float(found.log_weight(still, found.rsample(4000)).detach().std()))
+    assert spreads[0] / spreads[2] > 4 and spreads[2] < 0.1
+
+
+def test_the_log_variance_of_its_paths_is_an_objective():
+    found = drifting()
+    noise = found.noise(50)
+    drawn = found.rsample(noise=noise)
+    torch.testing.assert_close(path_log_weight(found, found.target, drawn.z), found.log_weight(found.target, drawn))
+
+
+@pytest.mark.parametrize("objective", [ELBO(), TrajectoryBalance(), TrajectoryBalance(0.1), AVO()], ids=repr)
+def test_a_drift_is_trained_by_the_bound_or_the_log_variance(objective):
+    found = drifting(shake=0.0, step=0.05)
+    noise = torch.randn(5, 4000, 2).double()
+    spread = lambda: float(found.log_weight(found.target, found.rsample(noise=noise)).detach().std())
+    before = spread()
+    fit(found, found.target, objective, steps=60, batch=32, lr=4e-2)
+    assert spread() < 0.8 * before
+
+
+def test_a_drift_is_fitted_to_a_density_and_in_an_auto_encoder(store):
+    spec = Density(target="D", kernel=Drift(0.05, 8), n_transitions=3, steps=20, batch=32, samples=500)
+    assert spec.stack_key() is None and from_json(to_json(spec)) == spec
+    found = run(spec)
+    assert isinstance(found.chain, TargetChain) and run(spec).metrics == found.metrics
+    assert found.chain.kernels[0].path is found.chain.kernels[2].path
+    torch.manual_seed(0)
+    vae = VAE(3, 16, Drift(0.01, 4).build(3, 2), Independent(norm=False))
+    x, noise = torch.bernoulli(torch.full((6, 784), 0.3)), torch.randn(3, 6, 3)
+    values = AVO()(vae.posterior(x), vae.joint(x), noise=noise)
+    weights = [vae.decoder.features[0].weight, vae.kernels[0].log_step, vae.kernels[1].network[2].weight]
+    assert all(torch.isfinite(each).all() for each in torch.autograd.grad(values.mean(), weights))
+    assert vae.posterior(x)[1:3].rsample(2).z.shape == (3, 2, 2, 3)
