@@ -7,7 +7,7 @@ Both go one transition at a time, from f_{t-1} to f_t, and each has the incremen
 log r_t(z_{t-1} | z_t) - log q_t(z_t | z_{t-1}), AVO's local objective. AVO takes it under q_{t-1}; nested variational
 inference (Zimmermann et al. 2021, arXiv 2106.11302) under f_{t-1}, for which particles carry weights (NVI) or are drawn
 anew by them (NVIR). With flows for kernels this is what AFT and CRAFT train (Arbel et al. 2021, arXiv 2102.07501;
-Matthews et al. 2022, arXiv 2201.13117).
+Matthews et al. 2022, arXiv 2201.13117). `TrajectoryBalance` trains on whole paths, which may be drawn in any way.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from torch import Tensor
 from annealed_core.chain import Chain, Shape
 from annealed_core.description import Boolean
 from annealed_core.evidence import effective_sample_size, log_mean_weight
+from annealed_core.kernels import normal_log_prob
 from annealed_core.moves import draw_like
 from annealed_core.objectives import Alphas, Objective
+from annealed_core.schedules import Weight
 from annealed_core.targets import LinearAlphas, exponents
 
 
@@ -138,3 +140,53 @@ def sequential(
         z, log_weights, resamplings = moved, weights + increment, resamplings + drawn
     log_weights = log_weights.double()
     return Sequential(z, log_weights, log_mean_weight(log_weights)[0], effective_sample_size(log_weights), resamplings)
+
+
+def path_log_weight(chain: Chain, target: Any, states: Tensor) -> Tensor:
+    """The chain's log-weight of given states (T + 1, *sample, *batch, dim), in nats: (*sample, *batch).
+
+    Takes kernels that are pairs of Gaussians, with `forwards` and `reverse`.
+    """
+    log_weight = target.log_prob(states[-1]) - chain.base.log_prob(states[0])
+    for kernel, before, after in zip(chain.kernels, states, states[1:], strict=False):
+        log_r = normal_log_prob(before, *kernel.reverse(after, chain.context))
+        log_weight = log_weight + log_r - normal_log_prob(after, *kernel.forwards(before, chain.context))
+    return log_weight
+
+
+@torch.no_grad()
+def explored(chain: Chain, noise: Tensor, exploration: float) -> Tensor:
+    """States of paths whose kernels have the variance sigma^2 + exploration^2: (T + 1, *sample, *batch, dim)."""
+    states = [chain.base.rsample(noise[0])]
+    for kernel, fresh in zip(chain.kernels, noise[1:], strict=True):
+        loc, scale = kernel.forwards(states[-1], chain.context)
+        states.append(loc + (scale.square() + exploration**2).sqrt() * fresh)
+    return torch.stack(states)
+
+
+class TrajectoryBalance(Objective):
+    """Minus half the squared distance of each path's log-weight from the mean of the batch: VarGrad.
+
+    Where all paths have the same log-weight it is log Z, and the chain is exact: so the spread of the log-weights is an
+    objective that needs no gradient through the draws, and paths may be drawn with more noise than the chain's own, to
+    find modes that it has lost (Richter et al. 2020, arXiv 2010.10436; trajectory balance: Malkin et al. 2022, arXiv
+    2201.13259, and 2023, arXiv 2210.00580, on its relation to variational inference).
+
+    On policy, without exploration, its gradient by the forward kernels is that of the ELBO in expectation; the reverse
+    ones learn by another. Trained are the kernels.
+
+    Attributes:
+        exploration: standard deviation that is added to every transition's noise, or a schedule of it: it should end
+            at 0.
+    """
+
+    exploration: Weight = 0.0
+
+    alone = True  # models are trained one at a time
+
+    def values(self, chain: Chain, target: Any, noise: Tensor) -> Tensor:
+        """Values (*sample, *batch)."""
+        chain, target = chain.detach(), target.frozen() if hasattr(target, "frozen") else target
+        log_weight = path_log_weight(chain, target, explored(chain, noise, float(self.exploration)))
+        samples = tuple(range(log_weight.ndim - len(chain.base.batch_shape)))
+        return -0.5 * (log_weight - log_weight.mean(samples, keepdim=True)).square()

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from annealed_core.balance import TrajectoryBalance, explored, path_log_weight
 from annealed_core.chain import Chain
 from annealed_core.evidence import log_mean_weight
 from annealed_core.fit import fit
 from annealed_core.kernels import DiagonalGaussian, Gated, Residual
+from annealed_core.nested import TrajectoryBalance, explored, path_log_weight
 from annealed_core.objectives import ELBO
 from annealed_core.running.density import Density
 from annealed_core.running.experiment import run

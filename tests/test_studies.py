@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from annealed_core.objectives import AVO, ELBO, AlphaELBO, CapacityELBO
+from annealed_core.objectives import AVO, ELBO, AlphaELBO
 from annealed_core.schedules import value_at
+from annealed_core.variants import CapacityELBO
 from annealed_report import results
 from annealed_report.comparison import of_specs, select
 from annealed_report.earlier import FAULTS, faulty
