@@ -264,7 +264,9 @@ class MnistProblem(Problem):
         found |= {"nll": nll, "nll_se": nll_se, "nll_samples": spec.nll_samples, "nll_images": len(some)}
         found["ess"] = float(estimates.ess.mean())
         found["pareto_k"] = None if estimates.pareto_k.isnan().any() else float(estimates.pareto_k.median())
-        if len(some) > 1:
+        if not model.latents:
+            found["active_units"] = 0
+        elif len(some) > 1:
             found["active_units"], _ = inference.active_units(model, some[:1000], generator=generator)
         else:
             found |= {"nll_se": None, "active_units": None}
