@@ -21,6 +21,7 @@ from annealed_core.running.mnist import Mnist
 from annealed_core.schedules import SHAPES, Cyclical, Geometric, Linear, Mixed, Then
 from annealed_core.targets import GeometricAlphas, LearnedAlphas
 from annealed_core.variants import CapacityELBO
+from annealed_report import seed_systems
 from annealed_report.comparison import select
 from annealed_report.earlier import FAULTS, EarlierAVO, faulty
 from annealed_report.fair import starts, tuned, tuning
@@ -298,7 +299,7 @@ def collapse() -> list[Mnist]:
 _DENSITY = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best, tuning, tuned, starts)
 _MNIST = (mnist, long, anatomy, faultless, agreement, regime, chosen, schedules, robustness, collapse)
 DENSITY_STUDIES: dict[str, Callable[[], Sequence[Experiment]]] = {study.__name__: study for study in _DENSITY}
-_OTHERS = (folded_line, apart, posterior_alone, quarter, chains, working)
+_OTHERS = (folded_line, apart, posterior_alone, quarter, chains, working, *seed_systems.STUDIES)
 STUDIES = DENSITY_STUDIES | {study.__name__: study for study in (*_MNIST, *_OTHERS)}
 
 

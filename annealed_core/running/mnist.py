@@ -182,7 +182,7 @@ class MnistProblem(Problem):
     def __init__(self, spec: Mnist, device: str = "cpu") -> None:
         self.spec, self.failures = spec, dict[int, str]()
         torch.manual_seed(spec.seed)
-        train, self.valid, self.test = images(device)
+        train, self.valid, self.test = self.images(device)
         self.train = train[: spec.train_images]
         self.network = spec.auto_encoder().to(device)
         self.objective, learned = built(spec.objective, len(self.network.kernels))
@@ -197,6 +197,10 @@ class MnistProblem(Problem):
         self._epoch: Iterator[Tensor] = iter(())
         self._recent: list[Tensor] = []
         self._step = 0
+
+    def images(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
+        """See the function of that name."""
+        return images(device)
 
     def values(self, step: int) -> Tensor:
         """The mean objective of a batch of images, (1,)."""
