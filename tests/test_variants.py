@@ -231,6 +231,13 @@ def test_divergences_are_those_of_the_gaussian_and_of_the_categories():
     torch.testing.assert_close(chain[1:].base.divergences()[1], categorical[1:])
 
 
+def test_categories_that_are_sure_of_themselves_gain_no_bound_at_a_high_temperature():
+    base = MixedBase(DiagonalGaussian(draw(4, 0), draw(4, 0)), torch.tensor([[[0.0, -50.0]]] * 4).double(), 20.0)
+    noise = torch.randn(9, 4, 2).double()
+    assert base.rsample(noise)[..., 1].min() > 0.02  # relaxed it is far from sure
+    torch.testing.assert_close(base.drawn_log_prob(noise) + math.log(2), base.divergences()[1].expand(9, 4))
+
+
 @pytest.mark.parametrize("rise", [0.0, 0.5, 1.0])
 def test_two_capacities_hold_each_part_of_the_kl_term(rise):
     _, chain, joint = three_categories(temperature=0.3, gaussian=2)
