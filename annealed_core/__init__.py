@@ -9,26 +9,29 @@ The modules here are the mathematics, `chain` the one idea; `running` trains wha
 
 from annealed_core.chain import Chain, Trajectory
 from annealed_core.dais import Drift, Leapfrog
+from annealed_core.decoders import Autoregressive, LocallyMasked
 from annealed_core.fit import fit
 from annealed_core.flows import IAF, Householder, Planar, Spline
 from annealed_core.kernels import DiagonalGaussian, Gated, Residual
 from annealed_core.nested import NVI, TrajectoryBalance, sequential
-from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, CapacityELBO, LocalAVO
+from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, LocalAVO
 from annealed_core.running.density import Density
 from annealed_core.running.experiment import Experiment, Run, TrainingError, run
 from annealed_core.running.external import External, PyroModel
 from annealed_core.running.former import Spec
 from annealed_core.running.mnist import Mnist
 from annealed_core.running.sweep import sweep
-from annealed_core.schedules import Constant, Cyclical, Geometric, Linear, Mixed, Then
+from annealed_core.schedules import Between, Constant, Cyclical, Geometric, Linear, Mixed, Then
 from annealed_core.targets import ENERGIES, GeometricAlphas, LearnedAlphas, LinearAlphas
-from annealed_core.vae import VAE, Autoregressive, Independent
+from annealed_core.vae import VAE, Independent
+from annealed_core.variants import MIWAE, BetaELBO, BetaTC, CapacityELBO, FreeBits, JointCapacity, Relaxed
 
 # fmt: off
 __all__ = [
-    "AVO", "ELBO", "ENERGIES", "IAF", "IWAE", "NVI", "VAE", "AlphaELBO", "Autoregressive", "CapacityELBO", "Chain",
-    "Constant", "Cyclical", "Density", "DiagonalGaussian", "Drift", "Experiment", "External", "Gated", "Geometric",
-    "GeometricAlphas", "Householder", "Independent", "Leapfrog", "LearnedAlphas", "Linear", "LinearAlphas", "LocalAVO",
-    "Mixed", "Mnist", "Planar", "PyroModel", "Residual", "Run", "Spec", "Spline", "Then", "TrainingError", "Trajectory",
-    "TrajectoryBalance", "fit", "run", "sequential", "sweep",
+    "AVO", "ELBO", "ENERGIES", "IAF", "IWAE", "MIWAE", "NVI", "VAE", "AlphaELBO", "Autoregressive", "BetaELBO",
+    "BetaTC", "Between", "CapacityELBO", "Chain", "Constant", "Cyclical", "Density", "DiagonalGaussian", "Drift",
+    "Experiment", "External", "FreeBits", "Gated", "Geometric", "GeometricAlphas", "Householder", "Independent",
+    "JointCapacity", "Leapfrog", "LearnedAlphas", "Linear", "LinearAlphas", "LocalAVO", "LocallyMasked", "Mixed",
+    "Mnist", "Planar", "PyroModel", "Relaxed", "Residual", "Run", "Spec", "Spline", "Then", "TrainingError",
+    "Trajectory", "TrajectoryBalance", "fit", "run", "sequential", "sweep",
 ]

@@ -48,7 +48,7 @@ def fit(
     steps: int = 3000,
     batch: Shape = 128,
     lr: float = 1e-3,
-    lr_schedule: str = "constant",
+    lr_schedule: Any = "constant",
     beta1: float = 0.9,
     clip: float | None = None,
     seed: int = 0,
@@ -66,8 +66,8 @@ def fit(
         objective: called with chain, target and batch, after `.at(step)` where it has that.
         steps: of training.
         batch: sample shape of a step, such as 128; () where the chain's batch is enough.
-        lr, lr_schedule, beta1: Adam's learning rate, whether it stays "constant" or falls to 0 as a "cosine", and its
-            first decay rate.
+        lr, lr_schedule, beta1: Adam's learning rate, whether it stays "constant" or falls to 0 as a "cosine" (or a
+            function of the step, by which it is multiplied), and its first decay rate.
         clip: what each element of the gradient is cut off at; None for no cut.
         seed: of the noise, unless the chain has a generator of its own.
         parameters: what is trained; the weights of the chain's kernels unless given. A function of the step must say.
@@ -123,7 +123,7 @@ def maximise(
     steps: int,
     *,
     lr: float,
-    lr_schedule: str = "constant",
+    lr_schedule: Any = "constant",
     beta1: float = 0.9,
     clip: float | None = None,
     first: int = 0,
@@ -142,15 +142,17 @@ def maximise(
 
     Raises ValueError for an unknown lr_schedule.
     """
-    if lr_schedule not in ("constant", "cosine"):
+    if not callable(lr_schedule) and lr_schedule not in ("constant", "cosine"):
         raise ValueError(f"unknown lr_schedule {lr_schedule!r}: choose one of constant, cosine")
     parameters = list(dict.fromkeys(parameters))
     optimiser = adam(parameters, lr, beta1) if optimiser is None else optimiser
     try:
         for step in range(first, steps):
-            if lr_schedule == "cosine":
+            if lr_schedule != "constant":
+                falling = lr_schedule == "cosine"
+                share = 0.5 * (1 + math.cos(math.pi * step / steps)) if falling else lr_schedule(step)
                 for group in optimiser.param_groups:
-                    group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+                    group["lr"] = lr * share
             gradients = torch.autograd.grad(-values(step).sum(), parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None and clip is not None:

@@ -20,20 +20,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from annealed_core.chain import Chain, Shape
-from annealed_core.description import Annealed, Boolean, Number
+from annealed_core.description import Boolean
 from annealed_core.evidence import effective_sample_size, log_mean_weight
 from annealed_core.kernels import normal_log_prob
 from annealed_core.moves import draw_like
 from annealed_core.objectives import Alphas, Objective
+from annealed_core.schedules import Weight
 from annealed_core.targets import LinearAlphas, exponents
-
-Noise = Annotated[Any, Annealed(Number(0))]
 
 
 def resampled(log_weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -182,7 +181,7 @@ class TrajectoryBalance(Objective):
             at 0.
     """
 
-    exploration: Noise = 0.0
+    exploration: Weight = 0.0
 
     alone = True  # models are trained one at a time
 

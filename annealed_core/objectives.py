@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from annealed_core.chain import Chain, Shape, Trajectory
-from annealed_core.description import Calls, Description, Number, Share, Size
+from annealed_core.description import Calls, Description, Share, Size
 from annealed_core.schedules import Annealing, value_at
 from annealed_core.targets import LinearAlphas, Target, exponents
 
@@ -82,10 +82,10 @@ class ELBO(Objective):
         if self.beta == 1:
             return chain.log_weight(target, trajectory)
         z = trajectory.z[-1]
-        return target.log_likelihood(z) + self.beta * (target.log_prior(z) - _log_q(trajectory))
+        return target.log_likelihood(z) + self.beta * (target.log_prior(z) - log_q(trajectory))
 
 
-def _log_q(trajectory: Trajectory) -> Tensor:
+def log_q(trajectory: Trajectory) -> Tensor:
     """Log q_0(z_0) - sum_t log r_t/q_t: without kernels the posterior's log-density at z_T."""
     return trajectory.log_q0 - trajectory.log_ratios.sum(0)
 
@@ -101,29 +101,7 @@ class AlphaELBO(Objective):
     def values(self, chain: Chain, target: Any, noise: Tensor) -> Tensor:
         """Values (*sample, *batch)."""
         trajectory = chain.rsample(noise=noise)
-        return self.alpha * target.log_prob(trajectory.z[-1]) - _log_q(trajectory)
-
-
-class CapacityELBO(Objective):
-    """The KL term held at a capacity C: E[log p(x | z_T)] - |KL - C| (Burgess et al. 2018, arXiv 1804.03599, weight 1).
-
-    KL, log q_0(z_0) - sum_t log r_t/q_t - log p(z_T), is the mean over all samples and the batch. C = 0 is the ELBO as
-    long as that mean is positive. The target is a joint density, as for `ELBO` with beta.
-
-    Attributes:
-        capacity: nats that C comes to.
-        rise: in [0, 1], what the capacity is multiplied by.
-    """
-
-    capacity: Annotated[float, Number(0)] = 25.0
-    rise: Annealing = 1.0
-
-    def values(self, chain: Chain, target: Any, noise: Tensor) -> Tensor:
-        """Values (*sample, *batch), whose mean is the objective."""
-        trajectory = chain.rsample(noise=noise)
-        z = trajectory.z[-1]
-        kl = _log_q(trajectory) - target.log_prior(z)
-        return target.log_likelihood(z) - (kl.mean() - self.rise * self.capacity).abs()
+        return self.alpha * target.log_prob(trajectory.z[-1]) - log_q(trajectory)
 
 
 class IWAE(Objective):

@@ -23,6 +23,8 @@ _COINS_SEED = 20_181  # which steps of a mixture are the first objective's
 
 #: A number in [0, 1], or a schedule of such numbers.
 Annealing = Annotated[Any, Annealed(Number(0, 1))]
+#: A number from 0, or a schedule of such numbers.
+Weight = Annotated[Any, Annealed(Number(0))]
 _Rate = Annotated[float, Number(0, 1, open_low=True)]
 
 
@@ -58,17 +60,6 @@ class Geometric(Description):
         return 1 - (1 - self.start) * (1 - self.rate) ** step
 
 
-class Falling(Description):
-    """From `start` to 0, linearly in so many `steps`, and 0 after: exploration that decays."""
-
-    start: Annotated[float, Number(0)] = 0.1
-    steps: Size = 2000
-
-    def __call__(self, step: int) -> float:
-        """The value at that step."""
-        return self.start * max(0.0, 1 - step / self.steps)
-
-
 #: How the value rises within a cycle, from the share of the rise that is over; of Fu et al. 2019 and its code. The
 #: sigmoid begins at .0025 and jumps from .9975 to 1.
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -100,6 +91,22 @@ class Cyclical(Description):
         period = self.steps / self.cycles
         share = 1.0 if step >= self.steps else (step % period) / (self.ratio * period)
         return 1.0 if share >= 1 else self.start + (1 - self.start) * SHAPES[self.shape](share)
+
+
+class Between(Description):
+    """From `first` to `last` as another schedule goes from 0 to 1: a weight above 1, or what falls, as temperatures do.
+
+    `Between(1, 0.1, Geometric(0.0, 1e-3))` falls exponentially, `Between(1, 0, Cyclical(steps, 4, 1.0, "cosine"))` four
+    times as a cosine: a learning rate with warm restarts (Loshchilov & Hutter 2017, arXiv 1608.03983).
+    """
+
+    first: Annotated[float, Number(0)] = 0.0
+    last: Annotated[float, Number(0)] = 1.0
+    schedule: Annotated[Any, Calls("a schedule, which goes from 0 to 1")] = Linear(0.0)
+
+    def __call__(self, step: int) -> float:
+        """The value at that step."""
+        return self.first + (self.last - self.first) * float(self.schedule(step))
 
 
 _Objective = Annotated[Any, Calls("an objective: what is called with chain, target, sample_shape and noise")]

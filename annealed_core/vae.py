@@ -3,21 +3,21 @@
 For each image x the encoder gives the chain's base q_0(z | x) and a context for its kernels; prior and decoder give
 the target log p(x, z). Two hidden layers with LeakyReLU and batch normalisation, as in the earlier report.
 
-The decoder takes the pixels as independent given z, `Independent()`, or each as dependent on those before it,
-`Autoregressive()`: descriptions whose `build(latents, width)` makes it.
+The decoder is what a description's `build(latents, width)` makes: `Independent()` takes the pixels as independent given
+z, those of `decoders` each as dependent on the pixels before it.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, linear, softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from annealed_core.chain import Chain
 from annealed_core.dais import chain_of
@@ -50,6 +50,15 @@ class Encoder(nn.Module):
         return DiagonalGaussian(loc, softplus(scale) + 1e-4), features
 
 
+class NoEncoder(nn.Module):
+    """Of a model without latents: a base and features of no dimensions."""
+
+    def forward(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor]:
+        """See the class."""
+        nothing = x.new_zeros(len(x), 0)
+        return DiagonalGaussian(nothing, nothing), nothing
+
+
 class Decoder(nn.Module):
     """z (*sample, batch, latents) -> logits of the pixels (*sample, batch, 784), independent of each other given z."""
 
@@ -68,86 +77,6 @@ class Decoder(nn.Module):
         return torch.sigmoid(self(z))
 
 
-class MaskedLinear(nn.Linear):
-    """(W * mask) x + b.
-
-    Args:
-        mask: (size_out, size_in), True where a weight counts. It is made anew with the layer and not saved.
-    """
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor, bias: bool = True) -> None:
-        super().__init__(mask.shape[1], mask.shape[0], bias)
-        self.register_buffer("mask", mask, persistent=False)
-
-    def masked(self) -> Tensor:
-        """The weights that count, others 0: (size_out, size_in)."""
-        return self.weight * self.mask
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, size_in) -> (n, size_out)."""
-        return linear(x, self.masked(), self.bias)
-
-
-class AutoregressiveDecoder(nn.Module):
-    """p(x | z) = prod_i Bernoulli(x_i | x_<i, z), pixels in raster order: MADE (Germain et al. 2015, arXiv 1502.03509).
-
-    Two hidden layers, whose units have degrees that rise evenly from 0: a unit of degree d sees the first d pixels, and
-    logit i the units of degree i at most. As in the paper, each logit also sees all pixels before its own directly:
-    with fewer units than pixels most would not see their left neighbour otherwise. All of z goes to every unit of the
-    first hidden layer, and nowhere else: connected to the logits too, it would collapse less.
-
-    Args:
-        latents: dimensions of z.
-        width: units of each hidden layer.
-        pixels: of an image.
-    """
-
-    def __init__(self, latents: int, width: int, pixels: int = PIXELS) -> None:
-        super().__init__()
-        self.pixels, self.degrees = pixels, [unit * pixels // width for unit in range(width)]
-        order, degrees = torch.arange(pixels), torch.tensor(self.degrees)
-        self.from_latents = nn.Linear(latents, width, bias=False)
-        # Of the first hidden layer and, below, of the logits: together, since both are the same for all samples of z.
-        self.from_pixels = MaskedLinear(order < torch.cat([degrees, order]).unsqueeze(1))
-        self.hidden = MaskedLinear(degrees <= degrees.unsqueeze(1))
-        self.outputs = MaskedLinear(degrees <= order.unsqueeze(1), bias=False)
-        self.activation = nn.LeakyReLU()
-
-    def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        """Logits of x (batch, pixels), each given the pixels before it: (*sample, batch, latents) -> (..., pixels)."""
-        first, direct = self.from_pixels(x).split([len(self.degrees), self.pixels], -1)
-        hidden = self.activation(self.from_latents(z.flatten(0, -2)).unflatten(0, z.shape[:-1]) + first)
-        logits = self.outputs(self.activation(self.hidden(hidden.flatten(0, -2))))
-        return logits.unflatten(0, hidden.shape[:-1]) + direct
-
-    @torch.no_grad()
-    def decode(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """An image of 0 and 1 for each z, drawn pixel by pixel: (*batch, latents) -> (*batch, pixels)."""
-        return self.sample(z, generator)[0]
-
-    @torch.no_grad()
-    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Images of 0 and 1 drawn pixel by pixel, and the logits that each was drawn with.
-
-        (*batch, latents) -> two of (*batch, pixels). A unit is computed once, as soon as all that it sees is drawn.
-        """
-        hidden_weight, output_weight = self.hidden.masked(), self.outputs.masked()
-        first_weight, direct_weight = self.from_pixels.masked().split([len(self.degrees), self.pixels])
-        first_bias, direct_bias = self.from_pixels.bias.split([len(self.degrees), self.pixels])
-        first = linear(z.flatten(0, -2), self.from_latents.weight, first_bias)
-        second, logits = torch.zeros_like(first), direct_bias.repeat(len(first), 1)
-        x, device = torch.zeros_like(logits), z.device if generator is None else generator.device
-        for pixel in range(self.pixels):
-            units = slice(bisect_left(self.degrees, pixel), bisect_right(self.degrees, pixel))
-            first[:, units] = self.activation(first[:, units] + x @ first_weight[units].T)
-            second[:, units] = self.activation(first @ hidden_weight[units].T + self.hidden.bias[units])
-            logits[:, pixel] += second @ output_weight[pixel] + x @ direct_weight[pixel]
-            x[:, pixel] = torch.bernoulli(torch.sigmoid(logits[:, pixel]).to(device), generator=generator)
-        return x.unflatten(0, z.shape[:-1]), logits.unflatten(0, z.shape[:-1])
-
-
 class Independent(Description):
     """The description of a `Decoder`.
 
@@ -163,19 +92,12 @@ class Independent(Description):
         return Decoder(latents, width, self.norm)
 
 
-class Autoregressive(Description):
-    """The description of an `AutoregressiveDecoder`."""
-
-    def build(self, latents: int, width: int) -> nn.Module:
-        """As for `Independent`."""
-        return AutoregressiveDecoder(latents, width)
-
-
 class Joint:
     """The target log p(x, z) = log p(x | z) + log N(z; 0, I) for a batch of binary images.
 
     Args:
-        decoder: called with z (*sample, batch, latents) and x -> logits of the pixels (*sample, batch, 784).
+        decoder: called with z (*sample, batch, latents) and x -> logits of the pixels (*sample, batch, 784), or of
+            several decoders (n, *sample, batch, 784), of which p(x | z) is the mean.
         x: (batch, 784), values in {0, 1}.
         latents: dimensions of z.
     """
@@ -186,7 +108,8 @@ class Joint:
     def log_likelihood(self, z: Tensor) -> Tensor:
         """Log p(x | z), Bernoulli, in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
         logits = self.decoder(z, self.x)
-        return -binary_cross_entropy_with_logits(logits, self.x.expand_as(logits), reduction="none").sum(-1)
+        values = -binary_cross_entropy_with_logits(logits, self.x.expand_as(logits), reduction="none").sum(-1)
+        return values if logits.ndim == z.ndim else torch.logsumexp(values, 0) - math.log(len(values))
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Log N(z; 0, I) in nats; z: (*sample, batch, latents) -> (*sample, batch)."""
@@ -199,17 +122,22 @@ class Joint:
     def frozen(self) -> Joint:
         """The same target whose decoder neither learns nor updates its batch statistics: gradients still reach z."""
         decoder = self.decoder if isinstance(self.decoder, Frozen) else Frozen(self.decoder)
-        return type(self)(decoder, self.x, self.dim)
+        return self._with(decoder=decoder)
 
     def __getitem__(self, images: slice) -> Joint:
-        return type(self)(self.decoder, self.x[images], self.dim)
+        return self._with(x=self.x[images])
+
+    def _with(self, **changes: Any) -> Joint:
+        found = copy.copy(self)
+        vars(found).update(changes)
+        return found
 
 
 class VAE(nn.Module):
     """Encoder, decoder and the kernels between them.
 
     Args:
-        latents: dimensions of z.
+        latents: dimensions of z; 0 where the decoder does without.
         width: units of each hidden layer of encoder and decoder.
         kernels: transitions conditioned on the encoder's features (width,); none gives the plain VAE.
         decoder: the description of the decoder.
@@ -230,7 +158,7 @@ class VAE(nn.Module):
         if base not in ("encoder", "prior"):
             raise ValueError(f"unknown base {base!r}: choose one of encoder, prior")
         self.latents, self.base = latents, base
-        self.encoder = Encoder(latents, width)
+        self.encoder: Any = Encoder(latents, width) if latents else NoEncoder()
         self.decoder = decoder.build(latents, width)
         self.kernels = nn.ModuleList(kernels)
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "results"
 #: Studies whose records keep one line of a history out of so many; the others keep none.
 HISTORIES = {"long": 10, "collapse": 1, "folded_line": 4, "posterior_alone": 1}
+HISTORIES |= {"variants": 1, "restarts": 1, "convolved": 1, "convolved_latents": 1}
 
 #: Studies whose records come from more than one state of the code, and what that means for their tables. All others
 #: are of one state each, so that what is paired within them differs in the methods alone.

@@ -11,15 +11,17 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from annealed_core.decoders import Autoregressive
 from annealed_core.flows import IAF, Householder, Planar, Spline
 from annealed_core.kernels import Gated, Residual
-from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, CapacityELBO, LocalAVO
+from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, LocalAVO
 from annealed_core.running.density import Density
 from annealed_core.running.experiment import Experiment
 from annealed_core.running.mnist import Mnist
 from annealed_core.schedules import SHAPES, Cyclical, Geometric, Linear, Mixed, Then
 from annealed_core.targets import GeometricAlphas, LearnedAlphas
-from annealed_core.vae import Autoregressive
+from annealed_core.variants import CapacityELBO
+from annealed_report import seed_systems
 from annealed_report.comparison import select
 from annealed_report.earlier import FAULTS, EarlierAVO, faulty
 from annealed_report.fair import starts, tuned, tuning
@@ -298,7 +300,7 @@ def collapse() -> list[Mnist]:
 _DENSITY = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best, tuning, tuned, starts)
 _MNIST = (mnist, long, anatomy, faultless, agreement, regime, chosen, schedules, robustness, collapse)
 DENSITY_STUDIES: dict[str, Callable[[], Sequence[Experiment]]] = {study.__name__: study for study in _DENSITY}
-_OTHERS = (folded_line, apart, posterior_alone, quarter, chains, working)
+_OTHERS = (folded_line, apart, posterior_alone, quarter, chains, working, *seed_systems.STUDIES)
 _WHICH = (which_method, which_bars, which_ring, which_mnist)
 STUDIES = DENSITY_STUDIES | {study.__name__: study for study in (*_MNIST, *_OTHERS, *_WHICH)}
 

@@ -29,7 +29,7 @@ from annealed_core.objectives import AVO, ELBO, IWAE
 from annealed_core.running.density import Density, DensityProblem, base_scale, built, path_of
 from annealed_core.running.experiment import Experiment, Problem, run
 from annealed_core.running.mnist import Mnist
-from annealed_core.schedules import Falling, Linear, objective_at
+from annealed_core.schedules import Between, Linear, objective_at
 from annealed_core.smc import AdaptiveAlphas, Moved, adaptive_alphas
 from annealed_core.targets import GeometricAlphas, LearnedAlphas, LinearAlphas
 from annealed_core.vae import VAE, Independent
@@ -270,6 +270,7 @@ T, SEEDS = 8, range(5)
 BUDGETS = {"D": 500_000, "ring8": 500_000} | dict.fromkeys(("gmm40", "funnel", "many_well", "logistic"), 2_000_000)
 #: The step of kernels that follow the target's gradient at the start, about that of its narrowest part.
 STEPS = {"D": 0.3, "ring8": 0.4, "gmm40": 1.0, "funnel": 0.1, "many_well": 0.2, "logistic": 0.2}
+_NOISE = Between(0.5, 0.0, Linear(0.0, 1 / 1500))  # of exploration, which ends after 1,500 steps
 _PAIRS: dict[str, Any] = {"kernel": Residual(hidden=50)}
 _SPLINE = Spline(hidden=32, bins=16)
 #: What is trained: its fields on a target. Of each 2,000 steps are taken, of dear ones fewer, and the batch is what the
@@ -282,7 +283,7 @@ TRAINED: dict[str, Callable[[str], dict[str, Any]]] = {
     "IWAE": lambda _: {**_PAIRS, "objective": IWAE(samples=8)},
     "NVI": lambda _: {**_PAIRS, "objective": NVI()},
     "NVIR": lambda _: {**_PAIRS, "objective": NVI(resample=True), "resample": 0.5},
-    "trajectory balance": lambda _: {**_PAIRS, "objective": TrajectoryBalance(Falling(0.5, 1500))},
+    "trajectory balance": lambda _: {**_PAIRS, "objective": TrajectoryBalance(_NOISE)},
     "UHA": lambda t: {"kernel": Leapfrog(STEPS[t]), "objective": ELBO(), "lr": 1e-2},
     "CMCD": lambda t: {"kernel": Drift(0.5 * STEPS[t] ** 2, 32), "objective": TrajectoryBalance(), "lr": 3e-3},
     "flow": lambda _: {"kernel": _SPLINE, "objective": ELBO()},
@@ -451,7 +452,7 @@ def claims() -> list[Any]:
     """The claims of these studies, in the form of `claims.CLAIMS`."""
     from annealed_report.claims import Claim
 
-    bars, every, k8 = "07_which_method#Bars", "07_which_method#Every method", "07_which_method#MNIST"
+    bars, every, k8 = "09_which_method#Bars", "09_which_method#Every method", "09_which_method#MNIST"
 
     def error_less(bar: float) -> Callable[[dict[str, Any]], float]:
         return lambda metrics: metrics["log_z_error_2000"] - bar

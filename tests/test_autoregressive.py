@@ -7,9 +7,10 @@ import torch
 from draws import draw, generator, images
 from torch.distributions import Bernoulli
 
+from annealed_core.decoders import Autoregressive, AutoregressiveDecoder
 from annealed_core.judging import inference, likelihood
 from annealed_core.judging.images import mean_and_error
-from annealed_core.vae import VAE, Autoregressive, AutoregressiveDecoder, Joint
+from annealed_core.vae import VAE, Joint
 
 
 def decoder_of(pixels=4, width=6, latents=2):

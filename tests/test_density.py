@@ -17,7 +17,7 @@ from annealed_core.description import from_json, to_json
 from annealed_core.fit import adam
 from annealed_core.flows import IAF, Householder, Planar, Spline
 from annealed_core.kernels import DiagonalGaussian, Gated, Residual
-from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, CapacityELBO, LocalAVO
+from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, LocalAVO
 from annealed_core.running import experiment
 from annealed_core.running.density import Density, DensityProblem, check_objective
 from annealed_core.running.experiment import TrainingError, folder_of, run, stored, train
@@ -25,6 +25,7 @@ from annealed_core.running.sweep import stacks, sweep
 from annealed_core.running.watch import Watched, check_target
 from annealed_core.schedules import Linear, Mixed, Then
 from annealed_core.targets import ENERGIES, GeometricAlphas, LearnedAlphas
+from annealed_core.variants import CapacityELBO
 
 SMALL = Density(kernel=Gated(hidden=8), n_transitions=2, objective=AVO(), steps=40, batch=16, samples=200, lr=0.01)
 KERNELS = [Gated(hidden=8), Residual(hidden=8), Planar(), Householder(), IAF(hidden=8), Spline(hidden=8)]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import annealed_core
-from annealed_core import flows, kernels, objectives, schedules, targets, vae
+from annealed_core import decoders, flows, kernels, objectives, schedules, targets, vae, variants
 from annealed_core.description import (
     _OURS,
     Boolean,
@@ -27,9 +27,10 @@ from annealed_core.description import (
     to_json,
 )
 from annealed_core.kernels import Gated
-from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, CapacityELBO
+from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO
 from annealed_core.schedules import Constant, Cyclical, Geometric, Linear, Mixed, Then
 from annealed_core.targets import GeometricAlphas, LearnedAlphas, LinearAlphas
+from annealed_core.variants import CapacityELBO
 
 for module in pkgutil.walk_packages(annealed_core.__path__, "annealed_core."):
     importlib.import_module(module.name)
@@ -43,7 +44,9 @@ EXAMPLES = [
     Gated(8, "identity"),
 ]
 NAMES = {
-    name: each for part in (flows, kernels, objectives, schedules, targets, vae) for name, each in vars(part).items()
+    name: each
+    for part in (flows, kernels, objectives, schedules, targets, vae, decoders, variants)
+    for name, each in vars(part).items()
 }
 
 

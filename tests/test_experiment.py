@@ -13,6 +13,7 @@ import pytest
 import torch
 from test_system import CALLERS, STATES
 
+from annealed_core.decoders import Autoregressive
 from annealed_core.description import Size, to_json
 from annealed_core.flows import IAF, Householder, Planar
 from annealed_core.kernels import Gated, Residual
@@ -26,7 +27,6 @@ from annealed_core.running.store import Folder
 from annealed_core.running.sweep import sweep
 from annealed_core.schedules import Cyclical, Linear, Mixed, Then
 from annealed_core.targets import GeometricAlphas, LearnedAlphas
-from annealed_core.vae import Autoregressive
 from conftest import few_images
 
 DENSITY = Density(kernel=Gated(hidden=8), n_transitions=2, objective=AVO(), steps=510, batch=16, samples=500)

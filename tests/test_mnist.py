@@ -6,16 +6,18 @@ import pytest
 import torch
 
 from annealed_core.chain import Chain
+from annealed_core.decoders import Autoregressive
 from annealed_core.description import from_json, to_json
 from annealed_core.flows import IAF, Householder, Planar, Spline
 from annealed_core.kernels import DiagonalGaussian, Gated, Residual
-from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, CapacityELBO, LocalAVO, path_fit
+from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, LocalAVO, path_fit
 from annealed_core.running import data, mnist
 from annealed_core.running.experiment import TrainingError, run
 from annealed_core.running.mnist import Mnist, MnistProblem
 from annealed_core.schedules import Cyclical, Geometric, Linear, Mixed, Then
 from annealed_core.targets import LearnedAlphas
-from annealed_core.vae import VAE, Autoregressive, Decoder, Independent
+from annealed_core.vae import VAE, Decoder, Independent
+from annealed_core.variants import CapacityELBO
 
 BETA = Linear(0.2, 0.1)
 FEW = {"train_images": 300, "epochs": 2, "width": 32, "latents": 4, "nll_images": 50, "nll_samples": 5}

@@ -9,6 +9,7 @@ from draws import draw
 from torch import nn
 
 from annealed_core.chain import Chain
+from annealed_core.decoders import Autoregressive
 from annealed_core.kernels import DiagonalGaussian, Gated, GatedGaussianPair, normal_log_prob
 from annealed_core.objectives import (
     AVO,
@@ -16,7 +17,6 @@ from annealed_core.objectives import (
     IWAE,
     PATH_SAMPLES,
     AlphaELBO,
-    CapacityELBO,
     LocalAVO,
     Objective,
     avo_steps,
@@ -24,7 +24,8 @@ from annealed_core.objectives import (
 )
 from annealed_core.schedules import Annealing, Constant, Linear
 from annealed_core.targets import ENERGIES, Energy, LearnedAlphas, LearnedPath, linear_alphas
-from annealed_core.vae import VAE, Autoregressive, Independent
+from annealed_core.vae import VAE, Independent
+from annealed_core.variants import CapacityELBO
 
 T, INDEPENDENT = 3, Independent()
 EXPONENTS = torch.tensor([0, 0.25, 0.75, 1])

@@ -10,8 +10,9 @@ from torch.distributions import Bernoulli, Normal
 
 from annealed_core import evidence
 from annealed_core.chain import Chain
+from annealed_core.decoders import Autoregressive, AutoregressiveDecoder
 from annealed_core.kernels import GatedGaussianPair
-from annealed_core.vae import VAE, Autoregressive, AutoregressiveDecoder, Decoder, Encoder, Independent, Joint, mlp
+from annealed_core.vae import VAE, Decoder, Encoder, Independent, Joint, mlp
 
 every_decoder = pytest.mark.parametrize("decoder", [Independent(), Autoregressive()], ids=repr)
 in_both_modes = pytest.mark.parametrize("train", [False, True])

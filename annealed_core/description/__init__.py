@@ -155,11 +155,11 @@ class Description:
         """All fields by name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
 
-    def annealed(self) -> dict[str, Any]:
-        """The schedules among the fields, by name."""
+    def annealed(self, numbers: bool = False) -> dict[str, Any]:
+        """The schedules among the fields, by name; with `numbers` also those that might be in their places."""
         kind: Any = type(self)
         names = [name for name, (check, _) in _checks(kind).items() if isinstance(check, Annealed)]
-        return {name: getattr(self, name) for name in names if callable(getattr(self, name))}
+        return {name: getattr(self, name) for name in names if numbers or callable(getattr(self, name))}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Description) and _identity(self) == _identity(other)

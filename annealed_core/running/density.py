@@ -71,6 +71,17 @@ def schedules_in(objective: Any) -> Iterator[tuple[str, Any]]:
     return ((name, value) for name, value in _parts(objective) if name in _ANNEALED)
 
 
+def recorded(objective: Any) -> dict[str, Any]:
+    """What a history keeps of an objective: every field that may be annealed."""
+    parts = [objective, *(value for _, value in _parts(objective))]
+    return {n: value for part in parts if isinstance(part, Description) for n, value in part.annealed(True).items()}
+
+
+def says(objective: Any, attribute: str) -> bool:
+    """Whether an objective, or one in it, has that attribute set."""
+    return any(getattr(part, attribute, False) for part in [objective, *(value for _, value in _parts(objective))])
+
+
 def path_of(objective: Any) -> Any:
     """What gives an objective's exponents; None where it follows no path."""
     return next((value for name, value in _parts(objective) if name == "alphas"), None)
@@ -82,6 +93,8 @@ def check_objective(objective: Any, n_transitions: int, steps: int) -> None:
         check_schedule(schedule, steps, must_end_at_one=name != "beta")
     if n_transitions == 0 and path_of(objective) is not None:
         raise ValueError(f"impossible n_transitions 0: {objective!r} takes at least 1")
+    if n_transitions and says(objective, "without_kernels"):
+        raise ValueError(f"impossible n_transitions {n_transitions}: {objective!r} takes 0")
     if getattr(objective, "switch", 0) > steps:
         raise ValueError(f"impossible switch {objective.switch} of {objective!r}: there are {steps} steps in all")
 
@@ -117,6 +130,9 @@ class Density(Experiment):
             if needed and not hasattr(self.target_object, "log_likelihood"):
                 needs = "takes a target with log_likelihood and log_prior"
                 raise ValueError(f"impossible {name} {value!r}: it {needs}, and {name_of(self.target_object)} has none")
+        joint = hasattr(self.target_object, "log_likelihood")
+        if says(self.objective, "of_images") or (says(self.objective, "takes_joint") and not joint):
+            raise ValueError(f"impossible objective {self.objective!r} of Density: it is for images, as Mnist has them")
 
     @property
     def target_object(self) -> Any:

@@ -42,6 +42,15 @@ class _Name(Check):
         return value if isinstance(value, str) and re.fullmatch(r"[\w.-]{1,80}", value) else None
 
 
+class _Rate(Choice):
+    def __init__(self) -> None:
+        super().__init__("constant", "cosine")
+        self.takes += ", or a function of the step"
+
+    def __call__(self, value: Any) -> Any:
+        return value if callable(value) and not isinstance(value, type) else super().__call__(value)
+
+
 class Problem(Protocol):
     """M models trained side by side, each by its own description."""
 
@@ -87,14 +96,15 @@ class Experiment(Description):
         name: under which a run with an object of your own (a target, kernel, objective, schedule) is kept. What such an
             object computes can't be known from outside: without a name such a run is trained each time, with one the
             same name finds the same run.
-        lr, lr_schedule, beta1, clip: Adam's learning rate, whether it stays or falls to 0 as a cosine, its first decay
-            rate, and what each element of the gradient is cut off at; None for no cut.
+        lr, lr_schedule, beta1, clip: Adam's learning rate, whether it stays, falls to 0 as a cosine or is multiplied by
+            a function of the step, its first decay rate, and what each element of the gradient is cut off at; None for
+            no cut.
     """
 
     seed: Annotated[int, Whole(0, 2**31 - 1)] = 0
     name: Annotated[str, _Name()] | None = None
     lr: Positive = 1e-3
-    lr_schedule: Annotated[str, Choice("constant", "cosine")] = "constant"
+    lr_schedule: Annotated[Any, _Rate()] = "constant"
     beta1: Annotated[float, Number(0, 1, open_high=True)] = 0.9
     clip: Positive | None = None
 

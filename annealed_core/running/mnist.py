@@ -23,12 +23,14 @@ from annealed_core.running.density import (
     check_objective,
     copied,
     path_of,
-    schedules_in,
+    recorded,
+    says,
     short_name,
 )
 from annealed_core.running.experiment import Experiment, Problem
 from annealed_core.schedules import Linear, objective_at, value_at
 from annealed_core.vae import VAE, Independent
+from annealed_core.variants import MixedVAE
 
 BINARISATION_SEED = 20_181  # of the validation and test images, the same for every run
 _DATA_SEED = 0x5EED_DA7A  # turns the seed of a run into that of its data, another stream than its weights'
@@ -63,7 +65,10 @@ class Mnist(Experiment):
         n_transitions: T, the number of kernels: 5 unless told, 0 without a kernel.
         objective: what is maximised.
         epochs, batch: passes over the training images, and images in a step.
-        latents, width: dimensions of z, and units of each hidden layer of encoder and decoder.
+        latents, width: dimensions of z, and units of each hidden layer of encoder and decoder. 0 latents where the
+            decoder does without, as `LocallyMasked` can: the bound is the likelihood.
+        groups, categories: how many categorical latents there are beside, of how many values each; see
+            `variants.MixedVAE`.
         decoder: the description of the decoder.
         base: where the chain starts: from the "encoder"'s q_0(z | x), or the "prior".
         iterations: how often that base is refined by the gradient of the bound, see `iterative`; 0 for an encoder that
@@ -82,7 +87,9 @@ class Mnist(Experiment):
     objective: Objectives = ELBO(beta=Linear(0.2, 2e-4))
     epochs: Annotated[int, Whole(1, 100_000)] = 25
     batch: Annotated[int, Whole(2)] = 64
-    latents: Size = 40
+    latents: Annotated[int, Whole(0)] = 40
+    groups: Annotated[int, Whole(0)] = 0
+    categories: Annotated[int, Whole(2)] = 10
     width: Size = 300
     decoder: Annotated[Any, Calls("a description such as Independent(), or an object with build", "build")] = (
         Independent()
@@ -109,6 +116,16 @@ class Mnist(Experiment):
             raise ValueError(f"impossible iterations {self.iterations} of Mnist: what is refined is an encoder's base")
         if self.base == "prior" and self.kernel is None:
             raise ValueError("impossible base 'prior' of Mnist: it takes a kernel, which alone would see the image")
+        if not self.latents and not self.groups and not getattr(self.decoder, "without_latents", False):
+            raise ValueError(f"impossible latents 0 of Mnist: {self.decoder!r} takes at least 1")
+        if not self.latents or self.groups:
+            for name in ("n_transitions", "iterations", "bounds_images", "explored_images"):
+                if value := getattr(self, name):
+                    said = f"latents {self.latents} and groups {self.groups}"
+                    raise ValueError(f"impossible {name} {value} of Mnist with {said}: {name} takes 0")
+        if bool(self.groups) != says(self.objective, "mixed"):
+            takes = "an objective such as Relaxed()" if self.groups else "groups of 1 or more"
+            raise ValueError(f"impossible groups {self.groups} of Mnist with {self.objective!r}: it takes {takes}")
         if self.train_images % self.batch == 1:
             alone = f"the last of {self.train_images} images would be alone in its batch"
             raise ValueError(f"impossible batch {self.batch}: {alone}, which batch normalisation can't take")
@@ -142,6 +159,8 @@ class Mnist(Experiment):
     def auto_encoder(self) -> VAE:
         """The untrained model, with weights drawn from torch's random state."""
         # Encoder and decoder are drawn before the kernels: methods with the same seed share their initial weights.
+        if self.groups:
+            return MixedVAE(self.latents, self.groups, self.categories, self.width, self.decoder)
         if self.iterations:
             model: VAE = IterativeVAE(self.latents, self.width, (), self.decoder, iterations=self.iterations)
         else:
@@ -163,7 +182,7 @@ class MnistProblem(Problem):
     def __init__(self, spec: Mnist, device: str = "cpu") -> None:
         self.spec, self.failures = spec, dict[int, str]()
         torch.manual_seed(spec.seed)
-        train, self.valid, self.test = images(device)
+        train, self.valid, self.test = self.images(device)
         self.train = train[: spec.train_images]
         self.network = spec.auto_encoder().to(device)
         self.objective, learned = built(spec.objective, len(self.network.kernels))
@@ -178,6 +197,10 @@ class MnistProblem(Problem):
         self._epoch: Iterator[Tensor] = iter(())
         self._recent: list[Tensor] = []
         self._step = 0
+
+    def images(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
+        """See the function of that name."""
+        return images(device)
 
     def values(self, step: int) -> Tensor:
         """The mean objective of a batch of images, (1,)."""
@@ -205,17 +228,22 @@ class MnistProblem(Problem):
         elbo_mean, reconstruction_mean = (totals / len(x)).tolist()
         return {"elbo": elbo_mean, "reconstruction": reconstruction_mean, "kl": reconstruction_mean - elbo_mean}
 
+    def _samples(self, wanted: int) -> int:
+        """How many are drawn for each image: without latents all are alike."""
+        return wanted if self.network.latents else 1
+
     def record(self) -> list[dict[str, float]]:
         """The mean objective of an epoch, and what the validation images say."""
         epoch = (self._step + 1) // self.steps_per_record
-        annealed = dict(schedules_in(objective_at(self.objective, self._step)))
+        annealed = recorded(objective_at(self.objective, self._step))
         line = {"epoch": epoch, **{name: value_at(each, self._step) for name, each in annealed.items()}}
         line["train_objective"] = float(torch.stack(self._recent).mean())
         self._recent.clear()
         line |= self._bound(self.valid if not self.spec.grey else grey_images(str(self.valid.device))[0], self.noise)
         if epoch % FOLLOWED_EPOCHS == 0:
             model = self.network.eval()
-            followed = importance_sampling(model, self.valid[:FOLLOWED_IMAGES], FOLLOWED_SAMPLES, generator=self.noise)
+            some, samples = self.valid[:FOLLOWED_IMAGES], self._samples(FOLLOWED_SAMPLES)
+            followed = importance_sampling(model, some, samples, generator=self.noise)
             line["nll"] = -float(followed.log_px.double().mean())
         if line["elbo"] > self.best["elbo"] or not self.spec.shuffled:
             weights = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
@@ -235,12 +263,14 @@ class MnistProblem(Problem):
         found = {"best_epoch": self.best["epoch"], "valid_elbo": self.best["elbo"], **self._bound(self.test, generator)}
         if "alphas" in self.best:
             found["alphas"] = self.best["alphas"]
-        estimates = importance_sampling(model, some, spec.nll_samples, generator=generator)
+        estimates = importance_sampling(model, some, self._samples(spec.nll_samples), generator=generator)
         nll, nll_se = mean_and_error(-estimates.log_px)
         found |= {"nll": nll, "nll_se": nll_se, "nll_samples": spec.nll_samples, "nll_images": len(some)}
         found["ess"] = float(estimates.ess.mean())
         found["pareto_k"] = None if estimates.pareto_k.isnan().any() else float(estimates.pareto_k.median())
-        if len(some) > 1:
+        if not model.latents:
+            found["active_units"] = 0
+        elif len(some) > 1:
             found["active_units"], _ = inference.active_units(model, some[:1000], generator=generator)
         else:
             found |= {"nll_se": None, "active_units": None}
@@ -248,7 +278,8 @@ class MnistProblem(Problem):
         if is_independent:  # what the earlier report called a likelihood, with its number of samples
             looked_at = importance_sampling(model, grey[: len(some)], GREY_SAMPLES, generator=generator)
             found["grey_nll"] = -float(looked_at.log_px.double().mean())
-        followed = importance_sampling(model, self.valid[:VALID_IMAGES], VALID_SAMPLES, generator=generator)
+        samples = self._samples(VALID_SAMPLES)
+        followed = importance_sampling(model, self.valid[:VALID_IMAGES], samples, generator=generator)
         found["valid_nll"], found["valid_nll_se"] = mean_and_error(-followed.log_px)
         if len(model.kernels):
             found |= inference.kernels_at_work(model, self.test[:KERNEL_IMAGES], generator=generator)
