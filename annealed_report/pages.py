@@ -35,7 +35,7 @@ def render_page(notebook: Any, stem: str, titles: Mapping[str, str], folder: Pat
     """
     order = [None, *titles, None]
     place = order.index(stem)
-    about = {"stem": stem, "title": titles[stem], "titles": titles}
+    about: dict[str, Any] = {"stem": stem, "title": titles[stem], "titles": titles}
     about |= {"previous": order[place - 1], "following": order[place + 1]}
     notebook = _arranged(notebook)
     for cell in notebook.cells:  # the title stands in the header
@@ -83,7 +83,7 @@ def _picture(output: Any) -> str | None:
 def _export(template: str, notebook: Any, markdown: Markdown, **about: Any) -> str:
     exporter = HTMLExporter(template_name="base", template_file=template, extra_template_paths=[str(PAGE)])
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # of a progress bar its last state counts
-    exporter.environment.filters |= {
+    filters: dict[str, Any] = {
         "markdown": markdown.to_html,
         "inline": markdown.inline,
         "sanitise": sanitise,
@@ -91,6 +91,7 @@ def _export(template: str, notebook: Any, markdown: Markdown, **about: Any) -> s
         "plain": lambda text: escape(re.sub(r"[`*$\\]", "", text)),  # a title where no markup can stand
         "duration": lambda s: f"{s:.0f} s" if s < 100 else f"{s // 60:.0f} min {s % 60:.0f} s",
     }
+    exporter.environment.filters |= filters
     exporter.environment.globals |= {"assets": lambda: _assets(markdown.has_maths), "to_page": markdown, **about}
     return str(exporter.from_notebook_node(notebook)[0])
 

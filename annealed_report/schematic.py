@@ -11,8 +11,8 @@ from annealed_report.plotting import COLOURS, DARK
 
 
 def _box(axes: Axes, x: float, y: float, text: str, colour: str, fill: str = "white") -> None:
-    style = {"boxstyle": "round,pad=0.02,rounding_size=0.12", "ec": colour, "fc": fill, "lw": 1.6}
-    axes.add_patch(FancyBboxPatch((x - 0.34, y - 0.26), 0.68, 0.52, **style))
+    rounded = "round,pad=0.02,rounding_size=0.12"
+    axes.add_patch(FancyBboxPatch((x - 0.34, y - 0.26), 0.68, 0.52, rounded, ec=colour, fc=fill, lw=1.6))
     axes.text(x, y, text, ha="center", va="center", color=DARK)
 
 
