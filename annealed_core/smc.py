@@ -2,7 +2,7 @@
 
     ais(target, base, threshold=0.9, resample=0.5)               # a sequential Monte Carlo sampler: nothing is trained
     chain = chain_of(base, Moved(Spline(), move="hamiltonian").build(dim=2, n=8), target=lambda: target)
-    fit(chain, target, NVI(resample=True), batch=128)            # flows between the moves: CRAFT
+    fit(chain, target, NVI(resample=True), batch=36)             # flows between the moves: CRAFT
     sequential(chain, target, 2000)                              # and its particles
 
 With flows between moves a chain is a stochastic normalizing flow (Wu, Köhler & Noé 2020, arXiv 2002.06707), which the

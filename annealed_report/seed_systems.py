@@ -17,13 +17,13 @@ import torch
 
 from annealed_core.decoders import Autoregressive, LocallyMasked
 from annealed_core.description import Whole
-from annealed_core.iterative import IterativeVAE
 from annealed_core.judging.images import means_and_errors
 from annealed_core.judging.inference import inference_gaps
 from annealed_core.objectives import ELBO, IWAE
 from annealed_core.running.experiment import Experiment
 from annealed_core.running.mnist import Mnist
 from annealed_core.schedules import Between, Cyclical, Geometric, Linear
+from annealed_core.vae import IterativeVAE
 from annealed_core.variants import MIWAE, BetaELBO, BetaTC, CapacityELBO, FreeBits, JointCapacity, Relaxed
 from annealed_report.comparison import paired, select
 from annealed_report.posterior import Fitted, Posterior, PosteriorProblem

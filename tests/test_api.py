@@ -14,7 +14,7 @@ import torch
 
 import annealed_core
 import annealed_report.parameters
-from annealed_core import ENERGIES, Chain, DiagonalGaussian, Gated, ais, dais, iterative
+from annealed_core import ENERGIES, Chain, DiagonalGaussian, Gated, ais, dais, smc, vae
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {}
@@ -33,7 +33,8 @@ def test_the_example_of_a_module_runs(store, name):
     base = DiagonalGaussian.isotropic(2)
     given = {
         **vars(dais),
-        **vars(iterative),
+        **vars(smc),
+        **vars(vae),
         **vars(annealed_core),
         "ais": partial(ais.ais, n_particles=50, n_temperatures=5),
         "base": base,

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from annealed_core.fit import maximise
-from annealed_core.iterative import IterativeVAE
 from annealed_core.kernels import Gated
 from annealed_core.objectives import AVO, ELBO
 from annealed_core.running.experiment import run
 from annealed_core.running.mnist import Mnist
-from annealed_core.vae import Independent
+from annealed_core.vae import Independent, IterativeVAE
 
 FEW = {"train_images": 300, "epochs": 2, "width": 32, "latents": 4, "nll_images": 50, "nll_samples": 5}
 

@@ -11,7 +11,7 @@ PARTS = ["description", "mathematics", "speed", "judging", "running", "annealed_
 MATHEMATICS = [
     *("targets", "energies", "kernels", "moves", "flows", "chain"),
     *("objectives", "schedules", "vae", "evidence", "ais", "fit"),
-    *("dais", "nested", "smc", "iterative", "decoders", "variants"),
+    *("dais", "nested", "smc", "decoders", "variants"),
 ]
 FILES = sorted(path for room in ("annealed_core", "annealed_report") for path in (ROOT / room).rglob("*.py"))
 mathematics = pytest.mark.parametrize("name", MATHEMATICS)

@@ -8,12 +8,12 @@ import torch
 
 from annealed_core.description import from_json, own_objects, to_json
 from annealed_core.fit import maximise
-from annealed_core.iterative import IterativeVAE
 from annealed_core.judging.disentanglement import mutual_information, mutual_information_gap
 from annealed_core.objectives import ELBO
 from annealed_core.running.experiment import run
 from annealed_core.running.mnist import Mnist
 from annealed_core.schedules import value_at
+from annealed_core.vae import IterativeVAE
 from annealed_core.variants import MIWAE
 from annealed_report import seed_systems
 from annealed_report.seed_systems import ITERATIONS, RATES, SAMPLES, STARTS, Amortised, effect, rises

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from annealed_core.description import Boolean, Calls, Choice, Size, Whole
-from annealed_core.iterative import IterativeVAE
 from annealed_core.judging import exploration, inference
 from annealed_core.judging.images import mean_and_error
 from annealed_core.judging.likelihood import importance_sampling
@@ -29,7 +28,7 @@ from annealed_core.running.density import (
 )
 from annealed_core.running.experiment import Experiment, Problem
 from annealed_core.schedules import Linear, objective_at, value_at
-from annealed_core.vae import VAE, Independent
+from annealed_core.vae import VAE, Independent, IterativeVAE
 from annealed_core.variants import MixedVAE
 
 BINARISATION_SEED = 20_181  # of the validation and test images, the same for every run
@@ -71,7 +70,7 @@ class Mnist(Experiment):
             `variants.MixedVAE`.
         decoder: the description of the decoder.
         base: where the chain starts: from the "encoder"'s q_0(z | x), or the "prior".
-        iterations: how often that base is refined by the gradient of the bound, see `iterative`; 0 for an encoder that
+        iterations: how often that base is refined by the gradient of the bound, see `vae`; 0 for an encoder that
             gives it at once.
         shuffled: without it the images come in the same order in every epoch, and the last weights are kept.
         grey: train and select on grey pixels, of which a Bernoulli decoder gives no likelihood: to show what that does.
