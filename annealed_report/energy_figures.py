@@ -18,8 +18,8 @@ from annealed_core.kernels import DiagonalGaussian
 from annealed_core.targets import GeometricPath, linear_alphas
 from annealed_report import energy_tables, figures
 from annealed_report.comparison import keeps_modes, mean_metric, select
-from annealed_report.plotting import COLOURS, DARK, NAMES, label_panel, means_and_errors, panels
-from annealed_report.statistics import interval, paired_difference
+from annealed_report.plotting import COLOURS, DARK, NAMES, intervals, label_panel, means_and_errors, panels
+from annealed_report.statistics import Interval, interval, paired_difference
 from annealed_report.studies import LINES
 
 _METHODS = {"elbo": LINES["HVI, ELBO"], "avo": LINES["HVI-AVO"]}
@@ -40,8 +40,10 @@ def modes_kept(drawn: Mapping[str, Mapping[str, Tensor]], records: Sequence[Any]
             runs = select(records, target=target.name, **energy_tables.STARTS[start][method])
             for centre, kept in zip(target.modes[0], zip(*map(keeps_modes, runs), strict=True), strict=True):
                 colour, weight = (DARK, "normal") if all(kept) else (_LOST, "bold")
-                text = ax.text(*(1.72 * centre), f"{sum(kept)}/{len(kept)}", color=colour, weight=weight)
-                text.set(ha="center", va="center", path_effects=_outline())
+                text = ax.text(
+                    1.55 * centre[0], 1.7 * centre[1], f"{sum(kept)}/{len(kept)}", color=colour, weight=weight
+                )
+                text.set(ha="center", va="center", fontsize="small", path_effects=_outline())
     for ax, method in zip(axes[0], ("elbo", "avo"), strict=True):
         ax.set_title(f"trained by {'the ELBO' if method == 'elbo' else 'AVO'}", loc="center")
     return figure
@@ -73,7 +75,7 @@ def methods(records: Sequence[Any], targets: Sequence[str] = "ABCDEF", width: fl
     reference = next(iter(LINES))
     figure, axes = panels(1, 1, width, 8.2)
     ax, shades = axes[0, 0], np.zeros((len(LINES), len(targets)))
-    for row, (line, fields) in enumerate(LINES.items()):
+    for row, fields in enumerate(LINES.values()):
         for column, name in enumerate(targets):
             own, other = (select(records, target=name, **each) for each in (fields, LINES[reference]))
             value = interval([run.metrics["total_variation"] for run in own])
@@ -81,7 +83,7 @@ def methods(records: Sequence[Any], targets: Sequence[str] = "ABCDEF", width: fl
             shades[row, column] = -change.mean if change.low > 0 or change.high < 0 else 0.0
             ink = {"ha": "center", "color": "white" if abs(shades[row, column]) > 0.22 else "black"}
             ax.text(column, row - 0.03, f"{value.mean:.2f}", va="bottom", fontsize=10.5, **ink)
-            ax.text(column, row + 0.06, f"± {value.half_width:.2f}", va="top", fontsize=7.5, **ink)
+            ax.text(column, row + 0.06, _half(value), va="top", fontsize=7.5, **ink)
     ax.imshow(shades, cmap="BrBG", vmin=-0.35, vmax=0.35, aspect="auto")
     for end in (8.5, 12.5):  # gated pairs, better starts, flows
         ax.axhline(end, color=DARK, lw=1.2)
@@ -90,6 +92,23 @@ def methods(records: Sequence[Any], targets: Sequence[str] = "ABCDEF", width: fl
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
+    return figure
+
+
+def _half(value: Interval) -> str:
+    return f"± {value.half_width:.2f}" if value.half_width >= 0.005 else "± <0.01"
+
+
+def gains(found: Mapping[str, Mapping[str, Interval]], smallest: float = 0.02, width: float = 6.5) -> Figure:
+    """What AVO gains on the ELBO, one line an energy and one colour a comparison; the band is the smallest effect."""
+    figure, axes = panels(1, 1, width, 4.4)
+    ax = axes[0, 0]
+    ax.axvspan(-smallest, smallest, color="#e9e9e4", lw=0)
+    intervals(ax, found, "total variation, AVO − ELBO (below 0: AVO closer)", zero=True, names={})
+    for drawn, colour in zip(ax.containers, (DARK, COLOURS["less"], COLOURS["more"]), strict=True):
+        for part in drawn.get_children():
+            part.set_color(colour)  # no colour of a method: these are differences
+    ax.legend(loc="lower left", fontsize="small")
     return figure
 
 

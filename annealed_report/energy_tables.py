@@ -7,8 +7,10 @@ from typing import Any
 
 from annealed_core.ais import ais
 from annealed_core.energies import ENERGIES
-from annealed_core.kernels import DiagonalGaussian, Residual
+from annealed_core.flows import IAF
+from annealed_core.kernels import DiagonalGaussian, Gated, Residual
 from annealed_core.objectives import AVO, ELBO
+from annealed_core.running.density import Density
 from annealed_core.targets import LearnedAlphas
 from annealed_report.comparison import loses_a_mode, mean_metric, paired, select
 from annealed_report.statistics import interval, paired_shares, text
@@ -30,6 +32,25 @@ TRANSITIONS = {
     "IAF": {"elbo": LINES["IAF, ELBO"], "avo": LINES["IAF-AVO"]},
     "spline flow": {"elbo": LINES["spline flow, ELBO"], "avo": LINES["spline flow, AVO"]},
 }
+
+
+def kinds(hidden: int) -> dict[str, dict[str, Any]]:
+    """What the page trains itself: gated pairs and an IAF of that width, each by the ELBO and by AVO."""
+    objectives: dict[str, Any] = {"elbo": ELBO(), "avo": AVO()}
+    gated = {name: {"kernel": Gated(hidden), "objective": each} for name, each in objectives.items()}
+    return gated | {f"iaf-{name}": {"kernel": IAF(hidden), "objective": each} for name, each in objectives.items()}
+
+
+def square(hidden: int, **common: Any) -> dict[str, dict[str, Density]]:
+    """Gated pairs from two starts by two objectives: start of `STARTS` -> "elbo" or "avo" -> description."""
+    starts = {"torch's weights": Gated(hidden), "near the identity": Gated(hidden, start="identity")}
+    return {
+        start: {
+            "elbo": Density(kernel=k, objective=ELBO(), **common),
+            "avo": Density(kernel=k, objective=AVO(), **common),
+        }
+        for start, k in starts.items()
+    }
 
 
 def lost(records: Sequence[Any], targets: Sequence[str] = "AD") -> list[Row]:
