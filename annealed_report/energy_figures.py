@@ -10,6 +10,7 @@ import matplotlib.ticker
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from annealed_core.chain import Chain
@@ -107,7 +108,8 @@ def gains(found: Mapping[str, Mapping[str, Interval]], smallest: float = 0.02, w
     intervals(ax, found, "total variation, AVO − ELBO (below 0: AVO closer)", zero=True, names={})
     for drawn, colour in zip(ax.containers, (DARK, COLOURS["less"], COLOURS["more"]), strict=True):
         for part in drawn.get_children():
-            part.set_color(colour)  # no colour of a method: these are differences
+            # No colour of a method: these are differences. Caps are markers of lines.
+            part.set(color=colour, **({"markeredgecolor": colour} if isinstance(part, Line2D) else {}))
     ax.legend(loc="lower left", fontsize="small")
     return figure
 

@@ -76,8 +76,8 @@ def within(records: Sequence[Any], targets: Sequence[str] = "ABCDEF") -> list[Ro
     for label, lines in TRANSITIONS.items():
         row: Row = {"transitions": label}
         for name in targets:
-            sides = (select(records, target=name, **lines[method]) for method in ("avo", "elbo"))
-            row[name] = text(paired(*sides, "total_variation"), 3)
+            avo, elbo = (select(records, target=name, **lines[method]) for method in ("avo", "elbo"))
+            row[name] = text(paired(avo, elbo, "total_variation"), 3)
         rows.append(row)
     return rows
 
@@ -89,10 +89,10 @@ def gains(
     usual, found = STARTS["torch's weights"], {}
     for name in targets:
         avo, elbo = (select(records, target=name, **usual[method]) for method in ("avo", "elbo"))
-        earlier = (select(momentum, target=name, **usual[method]) for method in ("avo", "elbo"))
+        avo_then, elbo_then = (select(momentum, target=name, **usual[method]) for method in ("avo", "elbo"))
         found[name] = {
             "equal steps": paired(avo, elbo, "total_variation"),
-            "Adam's $\\beta_1$ = 0.999": paired(*earlier, "total_variation"),
+            "Adam's $\\beta_1$ = 0.999": paired(avo_then, elbo_then, "total_variation"),
             "ELBO of twice the steps": paired(avo, select(twice, target=name), "total_variation"),
         }
     return found
