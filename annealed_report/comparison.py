@@ -24,9 +24,14 @@ def mode_error(run: Any) -> float:
     return 0.5 * sum(abs(share - mass) for share, mass in _modes_of(run))
 
 
+def keeps_modes(run: Any, below: float = 0.2) -> list[bool]:
+    """Of each mode, whether a run on a density leaves it that share, at least, of the samples it should have."""
+    return [share >= below * mass for share, mass in _modes_of(run)]
+
+
 def loses_a_mode(run: Any, below: float = 0.2) -> bool:
     """Whether a run on a density leaves a mode less than that share of the samples it should have."""
-    return any(share < below * mass for share, mass in _modes_of(run))
+    return not all(keeps_modes(run, below))
 
 
 def select(runs: Iterable[Any], **fields: Any) -> list[Any]:
