@@ -33,7 +33,9 @@ from annealed_report.studies import (
 NOT_YET_RUN = ("posterior_alone", "quarter", "chains", "working", "tuning", "tuned", "starts")
 TABLED = ("grid", "objectives", "kernels", "initialisation")
 STUDIED = {name: study() for name, study in STUDIES.items()}
-SEEDS = dict.fromkeys(("chains", "mnist", "long", "anatomy", "agreement", "regime", "chosen", "robustness"), 3)
+SEEDS = dict.fromkeys(
+    ("chains", "mnist", "long", "anatomy", "agreement", "regime", "chosen", "robustness", "pruning"), 3
+)
 SEEDS |= dict.fromkeys(("best", "faultless", "schedules", "collapse", "posterior_alone", "quarter"), 5)
 SEEDS |= {"tuning": 3, "tuned": 20, "starts": 20, "working": 6}
 
