@@ -169,6 +169,18 @@ def in_use(run: Any) -> dict[int, list[bool]]:
     return {step: [kl > IN_USE for kl in values] for step, values in lines}
 
 
+def live(runs: Sequence[Any], plans: Mapping[str, dict[str, Any]]) -> list[Row]:
+    """By schedule, figures of runs trained just now, and their NLL less that under the first schedule."""
+    found, first = [], select(runs, **next(iter(plans.values())))
+    for name, plan in plans.items():
+        own = select(runs, **plan)
+        row: Row = {"annealing": CALLED.get(name, "four cycles")}
+        row |= {label: mean_metric(own, metric) for label, metric in (("ELBO", "elbo"), ("KL", "kl"), ("NLL", "nll"))}
+        changed = paired(own, first, "nll") if len(found) else None
+        found.append(row | {"NLL − the first's": worded(changed, -1, 0.2)})
+    return found
+
+
 # ---- advice
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from annealed_core.schedules import SHAPES, Constant, Cyclical, Geometric, Linear
 from annealed_report import figures
 from annealed_report.annealing import CALLED, FAMILIES, MEASURES, in_use, shift, warmed
-from annealed_report.comparison import mean_metric, paired, select
+from annealed_report.comparison import mean_metric, select
 from annealed_report.plotting import DARK, SCHEDULE_COLOURS, intervals, panels
 from annealed_report.statistics import Interval
 from annealed_report.studies import GRID, GRID_METHODS, RISES, SCHEDULED, method
@@ -39,13 +39,14 @@ def rises() -> Figure:
 def pruned(runs: Sequence[Any], seed: int = 0) -> Figure:
     """KL of each latent over training in one seed, without and with a rise; and in all seeds how many are in use."""
     figure, (axes,) = panels(1, 3, 9, 3.4)
-    for ax, name in zip(axes, ("constant", "linear"), strict=False):
+    titles = {"constant": "KL, without a rise", "linear": "KL, with a rise"}
+    for ax, name in zip(axes, titles, strict=False):
         (run,) = select(runs, objective=SCHEDULED[name], seed=seed)
         steps, kl = run.metrics["steps"][1:], np.array(run.metrics["latent_kl"][1:]).T
         order = np.argsort(-kl[:, -1])
         edges = [*steps, steps[-1] * 1.03]
         image = ax.pcolormesh(edges, np.arange(len(order) + 1), kl[order], vmin=0, vmax=1.5, cmap="mako_r")
-        ax.set(xscale="log", title=CALLED[name], xlabel="step", ylim=(len(order), 0), xlim=(steps[0], edges[-1]))
+        ax.set(xscale="log", title=titles[name], xlabel="step", ylim=(len(order), 0), xlim=(steps[0], edges[-1]))
         ax.set_ylabel("latent, by its KL in the end" if name == "constant" else "")
         if name == "linear":
             ax.axvline(1250, color=DARK, lw=1, ls="--")
@@ -59,20 +60,6 @@ def pruned(runs: Sequence[Any], seed: int = 0) -> Figure:
         axes[2].fill_between(steps, counts.min(0), counts.max(0), color=colour, alpha=0.25, linewidth=0)
     axes[2].set(xscale="log", title="latents in use", xlabel="step", ylim=(0, 41))
     axes[2].legend(loc="lower left")
-    return figure
-
-
-def live(runs: Sequence[Any], betas: Mapping[str, Any], methods: Sequence[str]) -> Figure:
-    """What each other schedule changes against the first, by method: bound, KL and NLL of the test images."""
-    first, *others = betas
-    figure, (axes,) = panels(1, 3, 9, 3, sharey=True)
-    for ax, (metric, label) in zip(axes, {"elbo": "ELBO", "kl": "KL", "nll": "NLL"}.items(), strict=True):
-        of = {(m, s): select(runs, **method(m, betas[s])) for m in methods for s in betas}
-        found = {m: {s: paired(of[m, s], of[m, first], metric) for s in others} for m in methods}
-        intervals(ax, _shown(found), f"{label} − {first}'s (nats)", zero=True, names=CALLED)
-        if legend := ax.get_legend():
-            legend.remove()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
