@@ -171,7 +171,8 @@ def in_use(run: Any) -> dict[int, list[bool]]:
 
 def live(runs: Sequence[Any], plans: Mapping[str, dict[str, Any]]) -> list[Row]:
     """By schedule, figures of runs trained just now, and their NLL less that under the first schedule."""
-    found, first = [], select(runs, **next(iter(plans.values())))
+    first = select(runs, **next(iter(plans.values())))
+    found: list[Row] = []
     for name, plan in plans.items():
         own = select(runs, **plan)
         row: Row = {"annealing": CALLED.get(name, "four cycles")}
