@@ -26,6 +26,7 @@ from annealed_report.comparison import select
 from annealed_report.earlier import FAULTS, EarlierAVO, faulty
 from annealed_report.fair import starts, tuned, tuning
 from annealed_report.folded_line import apart, folded_line
+from annealed_report.followed import Followed
 from annealed_report.posterior import posterior_alone, quarter
 from annealed_report.which_method import which_bars, which_method, which_mnist, which_ring
 from annealed_report.working import chains, working
@@ -274,6 +275,12 @@ def schedules() -> list[Mnist]:
     return [spec for plan in plans for spec in _mnist(plan, range(5), **SHORT)]
 
 
+def pruning() -> list[Followed]:
+    """Why a rise helps: the latents of a VAE followed through training, without annealing and with one linear rise."""
+    shared = {name: SHORT[name] for name in ("train_images", "epochs")}
+    return [Followed(objective=SCHEDULED[name], seed=n, **shared) for name in ("constant", "linear") for n in range(3)]
+
+
 #: Where warm-up starts, and what is added at each of its 1,570 steps: it lasts all of training, a half, a fifth, or a
 #: twentieth of it where it starts at 0.
 GRID = {"start": (0.0, 0.2, 0.5, 0.8), "rate": (6.4e-4, 1.28e-3, 3.2e-3, 1.28e-2)}
@@ -298,7 +305,7 @@ def collapse() -> list[Mnist]:
 
 
 _DENSITY = (grid, objectives, kernels, initialisation, momentum, length, compute, ring8, best, tuning, tuned, starts)
-_MNIST = (mnist, long, anatomy, faultless, agreement, regime, chosen, schedules, robustness, collapse)
+_MNIST = (mnist, long, anatomy, faultless, agreement, regime, chosen, schedules, pruning, robustness, collapse)
 DENSITY_STUDIES: dict[str, Callable[[], Sequence[Experiment]]] = {study.__name__: study for study in _DENSITY}
 _OTHERS = (folded_line, apart, posterior_alone, quarter, chains, working, *seed_systems.STUDIES)
 _WHICH = (which_method, which_bars, which_ring, which_mnist)

@@ -36,7 +36,9 @@ NOT_YET_RUN += ("which_method", "which_bars", "which_ring", "which_mnist")
 NOT_YET_RUN += tuple(study.__name__ for study in seed_systems.STUDIES)
 TABLED = ("grid", "objectives", "kernels", "initialisation")
 STUDIED = {name: study() for name, study in STUDIES.items()}
-SEEDS = dict.fromkeys(("chains", "mnist", "long", "anatomy", "agreement", "regime", "chosen", "robustness"), 3)
+SEEDS = dict.fromkeys(
+    ("chains", "mnist", "long", "anatomy", "agreement", "regime", "chosen", "robustness", "pruning"), 3
+)
 SEEDS |= dict.fromkeys(("best", "faultless", "schedules", "collapse", "posterior_alone", "quarter"), 5)
 SEEDS |= {"which_method": 5, "which_bars": 5, "which_ring": 10, "which_mnist": 3}
 SEEDS |= {"tuning": 3, "tuned": 20, "starts": 20, "working": 6}
