@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -38,7 +39,8 @@ def rises() -> Figure:
 
 def pruned(runs: Sequence[Any], seed: int = 0) -> Figure:
     """KL of each latent over training in one seed, without and with a rise; and in all seeds how many are in use."""
-    figure, (axes,) = panels(1, 3, 9, 3.4)
+    figure, found = plt.subplot_mosaic("ab;cc", figsize=(6.5, 5.6), height_ratios=(1.5, 1))
+    axes = [found[name] for name in "abc"]
     titles = {"constant": "KL, without a rise", "linear": "KL, with a rise"}
     for ax, name in zip(axes, titles, strict=False):
         (run,) = select(runs, objective=SCHEDULED[name], seed=seed)
@@ -50,7 +52,7 @@ def pruned(runs: Sequence[Any], seed: int = 0) -> Figure:
         ax.set_ylabel("latent, by its KL in the end" if name == "constant" else "")
         if name == "linear":
             ax.axvline(1250, color=DARK, lw=1, ls="--")
-    figure.colorbar(image, ax=axes[:2].tolist(), label="KL (nats)", location="bottom", shrink=0.6, extend="max")
+    figure.colorbar(image, ax=axes[:2], label="KL (nats)", shrink=0.8, extend="max")
     for name in ("constant", "linear"):
         own = [in_use(run) for run in select(runs, objective=SCHEDULED[name])]
         steps = sorted(own[0])[1:]
@@ -58,7 +60,7 @@ def pruned(runs: Sequence[Any], seed: int = 0) -> Figure:
         colour = SCHEDULE_COLOURS[name]
         axes[2].plot(steps, counts.mean(0), color=colour, label=CALLED[name])
         axes[2].fill_between(steps, counts.min(0), counts.max(0), color=colour, alpha=0.25, linewidth=0)
-    axes[2].set(xscale="log", title="latents in use", xlabel="step", ylim=(0, 41))
+    axes[2].set(xscale="log", xlabel="step", ylabel="latents in use", ylim=(0, 41))
     axes[2].legend(loc="lower left")
     return figure
 
