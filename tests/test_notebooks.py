@@ -93,3 +93,23 @@ def test_the_readme_shows_the_figure_that_the_notebook_made():
     figure = ROOT / "notebooks" / "02_toy_energies.png"
     assert figure.read_bytes() == base64.b64decode(image)
     assert f"notebooks/{figure.name}" in (ROOT / "README.md").read_text()
+
+
+def paragraphs(path):
+    """The paragraphs of prose of a notebook, without tables, lists, headings and formulas on lines of their own."""
+    texts = [text for cell in cells(path) if cell.cell_type == "markdown" for text in cell.source.split("\n\n")]
+    return [text for text in texts if not text.lstrip().startswith(("|", "- ", "#", "$$", "\\begin", "1. "))]
+
+
+@every_notebook
+def test_a_page_is_short_and_so_are_its_paragraphs_and_tables(path):
+    assert len(cells(path)) <= 35
+    for text in paragraphs(path):
+        assert len(text.split()) <= 90, text[:80]
+    for cell in cells(path):
+        if "claims" in cell.metadata.get("tags", []):
+            continue  # the one table of all claims, folded and filterable
+        for output in cell.get("outputs", []):
+            lines = output.get("data", {}).get("text/markdown", "").splitlines()
+            if len(lines) > 2 and lines[0].startswith("| "):
+                assert lines[0].count(" | ") < 7 and len(lines) - 2 <= 14, f"{lines[0]}: {len(lines) - 2} rows"
