@@ -61,7 +61,7 @@ def render_index(executed: Path, titles: Mapping[str, str], profile: str, descri
             execution = card["execution"] = notebook.metadata.get("annealed", {})
             outputs = [output for cell in cells for output in cell.get("outputs", [])]
             card["image"] = next((each for each in outputs if _picture(each)), None)
-            card["lead"] = markdown.inline(_lead(cells))
+            card["lead"] = markdown.inline(_lead(cells).replace("](#", f"]({stem}.ipynb#"))
             found += search.sections(cells, stem, title, folder)
             if tagged := [cell for cell in cells if "index" in cell.metadata.get("tags", [])]:
                 answer, answers_page = tagged, markdown.references_page
