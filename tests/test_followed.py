@@ -11,7 +11,7 @@ from annealed_report.one_mode import one_sided, profile
 SMALL = {"objective": ELBO(), "epochs": 2, "train_images": 64, "batch": 16, "latents": 3, "width": 8}
 
 
-@pytest.mark.usefixtures("few")
+@pytest.mark.usefixtures("few", "store")
 def test_following_the_latents_changes_nothing_of_training():
     followed, plain = run(Followed(**SMALL)), run(Mnist(**SMALL, nll_images=2, nll_samples=2))
     assert followed.metrics["valid_elbo"] == plain.metrics["valid_elbo"]
