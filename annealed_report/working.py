@@ -34,11 +34,13 @@ CHAINS: dict[str, dict[str, Any]] = {
     "residual, near the identity": {"kernel": Residual(hidden=40, start="identity"), "n_transitions": 5},
     "two, residual, near the identity": {"kernel": Residual(hidden=200, start="identity"), "n_transitions": 2},
     "Langevin, T = 5": {"kernel": Leapfrog(0.1, 0.01), "n_transitions": 5, "decoder": PLAIN},
+    "leapfrog, T = 2": {"kernel": Leapfrog(0.1, 0.9), "n_transitions": 2, "decoder": PLAIN},
     "leapfrog, T = 5": {"kernel": Leapfrog(0.1, 0.9), "n_transitions": 5, "decoder": PLAIN},
     "leapfrog, T = 5, batch normalisation": {"kernel": Leapfrog(0.1, 0.9), "n_transitions": 5},
     "leapfrog, T = 10": {"kernel": Leapfrog(0.1, 0.9), "n_transitions": 10, "decoder": PLAIN},
 }
 SMALLEST = 0.3  # nats of bound that a chain has to earn
+LONGEST = 5  # transitions of a chain that may be chosen
 
 
 def chains() -> list[Mnist]:
@@ -62,8 +64,12 @@ def gains(runs: Sequence[Any]) -> dict[str, list[float]]:
 
 
 def chosen_chain(runs: Sequence[Any]) -> str | None:
-    """The chain that earns most, where that is 0.3 nats or more on average; else None."""
-    means = {name: statistics.fmean(found) for name, found in gains(runs).items()}
+    """The chain that earns most, where that is 0.3 nats or more on average; else None.
+
+    Of at most five transitions, as the paper's are: the longer one only shows what more of them would earn.
+    """
+    found = gains(runs)
+    means = {name: statistics.fmean(found[name]) for name in found if CHAINS[name]["n_transitions"] <= LONGEST}
     best = max(means, key=lambda name: means[name], default=None)
     return best if best is not None and means[best] >= SMALLEST else None
 
