@@ -21,9 +21,9 @@ from typing import Any
 from annealed_core.objectives import ELBO
 from annealed_core.schedules import SHAPES
 from annealed_report import results, working
-from annealed_report.comparison import loses_a_mode, mode_error, of_specs, paired, select, spread
+from annealed_report.comparison import loses_a_mode, mode_error, of_specs, paired, select, spread, total_variation
 from annealed_report.earlier import FAULTS, faulty
-from annealed_report.fair import FACTORS, SETTINGS, of_line
+from annealed_report.fair import FACTORS, SEPARATED, SETTINGS, of_line
 from annealed_report.folded_line import BY_AVO, BY_BOTH, FIXED, HELD, PRIOR, metrics_of
 from annealed_report.posterior import KERNELS, OBJECTIVES
 from annealed_report.statistics import Interval, holm, interval, paired_difference, paired_shares, text, word
@@ -227,10 +227,6 @@ def _fair(ours: str, theirs: str, targets: Sequence[str], metric: Callable[[Any]
     return contrast
 
 
-def _total_variation(run: Any) -> float:
-    return float(run.metrics["total_variation"])
-
-
 def _factor(name: str) -> Contrast:
     """Between the mode errors of the ELBO with a factor near the identity and as torch's, over all other factors."""
 
@@ -363,7 +359,7 @@ def _on_energies() -> list[Claim]:
 def _fair_and_square() -> list[Claim]:
     """The energies with every method tuned, and as many evaluations of the target."""
     steps, batch, ring = "ELBO, T times the steps", "ELBO, T times the batch", ["ring8"]
-    every, modes = tuple(SETTINGS), "total variation of the modes' masses"
+    every, modes = SEPARATED, "total variation of the modes' masses"
     said = "Energies, each method tuned: ELBO-trained HVI misses modes that AVO finds"
     closer, kept = "AVO comes closer than an ELBO of as many steps (total variation)", "makes the ELBO keep modes"
     starts = {
@@ -373,11 +369,11 @@ def _fair_and_square() -> list[Claim]:
     }
     found = [
         Claim(
-            f"{said}, at equal evaluations ({modes}, mean over A–F and the ring; AVO − ELBO of T times the steps)",
+            f"{said}, at equal evaluations ({modes}, mean over A, D and the ring; AVO − ELBO of T times the steps)",
             *("tuned", _fair("AVO", steps, every, mode_error), -1, 0.02, _FAIR, "by figures", "by figures", True),
         ),
         Claim(
-            f"{said}, at equal evaluations ({modes}, the same mean; AVO − ELBO of T times the batch)",
+            f"{said}, in batches of T times the size ({modes}, the same mean; AVO − ELBO of T times the batch)",
             *("tuned", _fair("AVO", batch, every, mode_error), -1, 0.02, _FAIR, "by figures", "by figures"),
         ),
         Claim(
@@ -386,8 +382,16 @@ def _fair_and_square() -> list[Claim]:
         ),
     ]
     found += [
-        Claim(f"Energy {t}, tuned: {closer}", "tuned", _fair("AVO", "ELBO", t, _total_variation), -1, 0.02, _FAIR)
+        Claim(f"Energy {t}, tuned: {closer}", "tuned", _fair("AVO", "ELBO", t, total_variation), -1, 0.02, _FAIR)
         for t in "AD"
+    ]
+    found += [  # added with the runs, so that no target is left out: E and F speak against AVO
+        Claim(
+            f"{f'Energy {t}' if t != ring[0] else 'Ring of eight'}, tuned, at equal evaluations: AVO comes closer "
+            "(total variation, AVO − ELBO of T times the steps)",
+            *("tuned", _fair("AVO", steps, [t], total_variation), -1, 0.02, _FAIR),
+        )
+        for t in SETTINGS
     ]
     return found + [
         Claim(f"{text} {kept} ({modes}, over A and D)", "starts", _factor(name), -1, 0.05, _STARTS)

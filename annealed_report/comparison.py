@@ -24,6 +24,11 @@ def mode_error(run: Any) -> float:
     return 0.5 * sum(abs(share - mass) for share, mass in _modes_of(run))
 
 
+def total_variation(run: Any) -> float:
+    """That of a run on a density from its target, in [0, 1]."""
+    return float(run.metrics["total_variation"])
+
+
 def keeps_modes(run: Any, below: float = 0.2) -> list[bool]:
     """Of each mode, whether a run on a density leaves it that share, at least, of the samples it should have."""
     return [share >= below * mass for share, mass in _modes_of(run)]

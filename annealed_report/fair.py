@@ -28,6 +28,9 @@ _GATED: dict[str, Any] = {"kernel": Gated(), "n_transitions": 4, "batch": 128, "
 SETTINGS: dict[str, dict[str, Any]] = dict.fromkeys("ABCDEF", _GATED) | {
     "ring8": {"kernel": Residual(hidden=50), "n_transitions": 7, "batch": 36, "steps": 6000}
 }
+#: The targets with separate modes, whose masses a method can miss. (The claims were written for all seven, before the
+#: runs; in B, C, E and F the mass hangs together, and what is compared there is the total variation.)
+SEPARATED = ("A", "D", "ring8")
 #: The methods. The first evaluates the target once a sample and step, all others about as often as AVO.
 METHODS = ("ELBO", "ELBO, T times the steps", "ELBO, T times the batch", "AVO", "AVO, then ELBO")
 #: What is tuned: learning rate, its schedule, and where elements of the gradient are cut off.

@@ -11,9 +11,11 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from annealed_core.running.experiment import Run
 from annealed_core.running.system import cores, replace_file
 
 ROOT = Path(__file__).parents[1]
+_PARTS = re.compile(r'{"(\w+)":{')
 FOLDER = ROOT / "results"
 #: Studies whose records keep one line of a history out of so many; the others keep none.
 HISTORIES = {"long": 10, "collapse": 1, "folded_line": 4, "posterior_alone": 1}
@@ -38,8 +41,6 @@ MIXED = {
     "VAE, flows and IWAE come from others, so that differences to them may hold what changed in between",
     "regime": "two states of the code: the VAE with another warm-up, and HVI-AVO from torch's initial weights at "
     "weights 0.5 and 1, come from the later one",
-    "anatomy": "two states of the code: training without faults, and with the sum, grey pixels or a fixed order alone, "
-    "comes from the earlier one",
     "schedules": "two states of the code: HVI-AVO on learned paths comes from the later one",
     "best": "two states of the code: the ring of eight comes from the later one; nothing in it is paired",
     "initialisation": "two states of the code: one run by the ELBO comes from another than the other 119",
@@ -132,6 +133,7 @@ def _rounded(value: Any) -> Any:
 
 def load(profile: str, name: str) -> list[Record]:
     """The committed records of that profile, an empty list where there are none."""
+    import_module("annealed_report.studies")  # where every description is known by its name
     return [Record(**{**line, "spec": from_json(line["spec"])}) for line in _lines(_path(profile, name))]
 
 
@@ -143,19 +145,33 @@ def _path(profile: str, name: str) -> Path:
     return Path(os.environ.get("ANNEALED_RESULTS") or FOLDER) / profile / f"{name}.json"
 
 
+def states(records: Sequence[Record]) -> list[str]:
+    """The states of the code that made the records.
+
+    A run's code is what its parts import, so that runs of one commit have as many codes as they have kinds of parts.
+    """
+    commits, codes = {found.commit for found in records}, {found.code for found in records}
+    kinds = dict[frozenset[str], set[str]]()
+    for found in records:
+        kinds.setdefault(frozenset(_PARTS.findall(_text(to_json(found.spec)))), set()).add(found.code)
+    if len(commits) == 1 < len(codes) and all(len(each) == 1 for each in kinds.values()):
+        return [f"commit {commits.pop()}"]
+    return [f"code {code}" for code in sorted(codes)]
+
+
 def provenance(records: Sequence[Record]) -> str:
     """One line: how many runs, with how many seeds, where and when they were made, by which states of the code."""
     if not records:
         return "not yet run"
     seeds, dates = len({found.spec.seed for found in records}), sorted({found.date for found in records})
-    states = sorted({found.code for found in records})
+    made_by = states(records)
     parts = [
         f"{len(records)} run{'s' * (len(records) > 1)}",
         f"{seeds} seed{'s' * (seeds > 1)}",
         "; ".join(sorted({found.machine for found in records})),
         "torch " + ", ".join(sorted({found.versions["torch"] for found in records})),
         dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
-        f"code {states[0]}" if len(states) == 1 else f"{len(states)} states of the code: {', '.join(states)}",
+        made_by[0] if len(made_by) == 1 else f"{len(made_by)} states of the code: {', '.join(made_by)}",
     ]
     return ", ".join(parts)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from annealed_report import studies, working
 from annealed_report.comparison import mode_error, of_specs, paired, select
-from annealed_report.fair import FACTORS, METHODS, SETTINGS, of_line
+from annealed_report.fair import FACTORS, METHODS, SEPARATED, SETTINGS, of_line
 from annealed_report.folded_line import BY_AVO, BY_BOTH, BY_IWAE, FIXED, GAUSSIAN, HELD, PRIOR, metrics_of
 from annealed_report.posterior import KERNELS, OBJECTIVES
 from annealed_report.statistics import Interval, interval, pooled, text, word
@@ -45,11 +45,13 @@ def compared(
 # ---- the energies, fair
 
 
-def fair(runs: Sequence[Any]) -> list[Row]:
-    """By target, the modes' error of each tuned method, and AVO's difference to the ELBO of T times the steps."""
+def fair(
+    runs: Sequence[Any], targets: Iterable[str] = SEPARATED, value: Callable[[Any], float] = mode_error
+) -> list[Row]:
+    """By target, a value of each tuned method, and AVO's difference to the ELBO of T times the steps."""
     rows, differences = [], dict[str, list[float]]()
-    for target in SETTINGS:
-        errors = {method: [mode_error(run) for run in of_line(runs, method, target)] for method in METHODS}
+    for target in targets:
+        errors = {method: [value(run) for run in of_line(runs, method, target)] for method in METHODS}
         if not all(errors.values()):
             continue
         gains = [a - b for a, b in zip(errors["AVO"], errors["ELBO, T times the steps"], strict=True)]

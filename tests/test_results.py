@@ -108,7 +108,7 @@ def test_committed_records_are_complete_and_name_no_computer(path):
 @committed
 def test_what_is_paired_comes_from_one_state_of_the_code_or_is_known_not_to(path):
     records = results.load(path.parent.name, path.stem)
-    states = {record.code for record in records}
+    states = results.states(records)
     assert (len(states) > 1) == (path.stem in results.MIXED), states
     assert ("states of the code" in results.provenance(records)) == (len(states) > 1)
 
