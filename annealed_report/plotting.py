@@ -122,7 +122,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < 100 else f"{value:.1f}"
+        value = f"{value:.3f}".rstrip("0").rstrip(".") if abs(value) < 100 else f"{value:.1f}"
     text = value.text() if isinstance(value, Interval) else str(value)
     return re.sub(r"(?<![\w–-])-(?=\d)", "−", text).replace(" ± ", "\u00a0±\u00a0").replace("|", "\\|")
 

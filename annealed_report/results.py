@@ -33,6 +33,8 @@ FOLDER = ROOT / "results"
 #: Studies whose records keep one line of a history out of so many; the others keep none.
 HISTORIES = {"long": 10, "collapse": 1, "folded_line": 4, "posterior_alone": 1}
 HISTORIES |= {"variants": 1, "restarts": 1, "convolved": 1, "convolved_latents": 1}
+#: Studies of which one metric is ever read, and so kept.
+METRICS = {"tuning": ("total_variation",)}
 
 #: Studies whose records come from more than one state of the code, and what that means for their tables. All others
 #: are of one state each, so that what is paired within them differs in the methods alone.
@@ -104,12 +106,13 @@ def record(profile: str, name: str, runs: Sequence[Run]) -> None:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = {"machine": machine(), "versions": versions(), "date": today, "commit": _commit()}
     for run in runs:
-        new: dict[str, Any] = {"metrics": run.metrics, "seconds": round(run.seconds, 1), **made}
+        metrics = {metric: run.metrics[metric] for metric in METRICS.get(name, run.metrics)}
+        new: dict[str, Any] = {"metrics": metrics, "seconds": round(run.seconds, 1), **made}
         new["code"] = code_version(run.spec, maximise)
         if every:
             new["history"] = run.history[::-1][::every][::-1]
         old = known.setdefault(run.spec, new)
-        if _text(_rounded(old["metrics"])) != _text(_rounded(run.metrics)):
+        if _text(_rounded(old["metrics"])) != _text(_rounded(metrics)):
             known[run.spec] = new
         elif "history" in new:  # a run found again keeps the date and commit it was made at
             old["history"] = new["history"]

@@ -91,7 +91,12 @@ document.body.append(enlarged);
 enlarged.addEventListener("click", () => enlarged.close());
 for (const image of select("figure.figure > img")) {
   const button = make("button", { type: "button", className: "enlarge", ariaLabel: "Enlarge the figure" });
-  image.replaceWith(button);
+  const measure = () => button.classList.toggle("wide", image.naturalWidth > 640); // swiped on a phone, so that it can be read
+  if (image.complete) measure();
+  image.addEventListener("load", measure);
+  const frame = make("div", { className: "scroll" });
+  image.replaceWith(frame);
+  frame.append(button);
   button.append(image);
   button.addEventListener("click", () => {
     enlarged.replaceChildren(make("img", { src: image.src, alt: image.alt }));
