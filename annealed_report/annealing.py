@@ -11,7 +11,7 @@ from typing import Any
 from annealed_core.objectives import AVO
 from annealed_core.schedules import SHAPES, Linear
 from annealed_core.targets import GeometricAlphas, LearnedAlphas, LinearAlphas
-from annealed_report.claims import rows
+from annealed_report.claims import EXPLORES, IN_USE, difference_by_warm_up, least_earned
 from annealed_report.comparison import mean_metric, paired, select, spread
 from annealed_report.folded_line import BY_IWAE, metrics_of
 from annealed_report.statistics import Interval, interval, paired_difference, text, word
@@ -23,22 +23,10 @@ CALLED |= {f"cyclical, {shape}": f"four {shape} cycles" for shape in SHAPES}
 CALLED |= {"alpha": "energy tempered", "capacity": "capacity"}
 FAMILIES = ("VAE", "planar flow", "Householder flow", "IAF", "HVI", "HVI-AVO")
 #: What is measured of exploring: the metric, the sign of "it explores more", and the smallest effect worth having.
-MEASURES: dict[str, tuple[str, int, float]] = {
-    "latents in use": ("in use", 1, 0.5),
-    "active units": ("active_units", 1, 0.5),
-    "KL (nats)": ("mean_kl", 1, 0.2),
-    "aggregate's KL (nats)": ("aggregate_gaussian_kl", -1, 0.1),
-    "coverage": ("coverage", 1, 0.01),
-}
-IN_USE = 0.1  # nats of its own KL, above which a latent counts as in use
-
-
-def claimed(page: str, section: str) -> list[Row]:
-    """The claims that a section shows, with what the committed runs say."""
-    found = [row for row in rows("full") if row.claim.section == f"{page}#{section}"]
-    return [
-        {"claim": each.claim.text, "difference": text(each.difference, 3), "word": f"**{each.word}**"} for each in found
-    ]
+MEASURES = {"latents in use": EXPLORES["latents in use of 40"], "active units": EXPLORES["active units of 40"]}
+MEASURES |= {"KL (nats)": ("mean_kl", 1, 0.2)}
+MEASURES |= {"aggregate's KL (nats)": EXPLORES["aggregate posterior's KL to the prior (Gaussian part)"]}
+MEASURES |= {"coverage": EXPLORES["coverage of test digits by prior samples"]}
 
 
 # ---- schedules
@@ -51,8 +39,7 @@ def trained(runs: Sequence[Any], name: str, schedule: str) -> list[Any]:
 
 def warmed(runs: Sequence[Any], name: str, metric: str) -> Interval | None:
     """What a linear rise changes for a method."""
-    risen, without = (select(runs, **method(name, beta)) for beta in (SHORT_WARM_UP, 1.0))
-    return paired(risen, without, metric)
+    return difference_by_warm_up(name, metric)(runs)
 
 
 def shift(runs: Sequence[Any], name: str, schedule: str, rival: str) -> Interval | None:
@@ -73,12 +60,6 @@ def side_by_side(runs: Sequence[Any]) -> list[Row]:
     return found
 
 
-def earned(*sides: Sequence[Any]) -> bool:
-    """Whether it was recorded of all these runs that their kernels earn something."""
-    values = [[run.metrics.get("kernels_earn") for run in side] for side in sides]
-    return all(each and None not in each and interval(each).low > 0 for each in values)
-
-
 def questions(runs: Sequence[Any]) -> list[Row]:
     """Does HVI-AVO need a rise, and is it better than HVI? On the NLL; no word on AVO where kernels earn nothing."""
     without, risen = ({p: _along(runs, p, beta) for p in _PATHS} for beta in (1.0, SHORT_WARM_UP))
@@ -94,7 +75,8 @@ def questions(runs: Sequence[Any]) -> list[Row]:
     found = []
     for asks, (ours, theirs, of_kernels) in asked.items():
         d = paired(ours, theirs, "nll")
-        said = word(None if of_kernels and not earned(ours, theirs) else d, -1, 0.2)
+        least = least_earned(ours, theirs)
+        said = word(None if of_kernels and not (least and least.low > 0) else d, -1, 0.2)
         found.append({"difference of": asks, "ELBO": text(paired(ours, theirs, "elbo")), "NLL": text(d), "word": said})
     return found
 

@@ -31,7 +31,9 @@ def forest(rows: Sequence[Row], width: float = 7.5, reach: float = 60.0) -> Figu
     Right of the grey band the claim holds, left of it its opposite does. The axis is linear in the band and logarithmic
     beyond; what lies beyond `reach` ends in an arrow.
     """
-    figure, axes = plt.subplots(figsize=(width, 0.34 * len(rows) + 0.9))
+    labels = _labels(rows)
+    line = 0.34 if max(label.count("\n") for label in labels) < 2 else 0.44
+    figure, axes = plt.subplots(figsize=(width, line * len(rows) + 0.9))
     axes.axvspan(-1, 1, color="#e9e9e5", lw=0)
     axes.axvline(0, color="#888888", lw=0.8)
     for place, row in enumerate(rows):
@@ -50,7 +52,7 @@ def forest(rows: Sequence[Row], width: float = 7.5, reach: float = 60.0) -> Figu
         fill = colour if filled else "white"
         axes.plot(mean, place, shape, ms=6.5, color=colour, mfc=fill, mec=colour, mew=1.5, clip_on=False)
         axes.text(reach * 1.6, place, row.word, va="center", fontsize="small", color=colour)
-    axes.set_yticks(range(len(rows)), [_wrapped(row) for row in rows], fontsize="small")
+    axes.set_yticks(range(len(rows)), labels, fontsize="small")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xscale("symlog", linthresh=1.0, linscale=0.8)
     axes.set_xlim(-reach * 1.1, reach * 1.1)
@@ -60,8 +62,12 @@ def forest(rows: Sequence[Row], width: float = 7.5, reach: float = 60.0) -> Figu
     return figure
 
 
-def _wrapped(row: Row) -> str:
-    """A claim without its brackets, on two lines at most, with a star where it is primary."""
-    text = re.sub(r" \([^()]*(\([^()]*\)[^()]*)*\)$", "", row.claim.text).replace("$", "").replace("\\", "")
-    text = f"★ {text}" if row.claim.primary else text
-    return "\n".join(textwrap.wrap(text, 62, max_lines=2, placeholder=" …"))
+def _labels(rows: Sequence[Row]) -> list[str]:
+    """The claims, with a star where they are primary; without their brackets, unless another reads the same then."""
+    brief = [re.sub(r" \([^()]*(\([^()]*\)[^()]*)*\)$", "", row.claim.text) for row in rows]
+    found = []
+    for row, short in zip(rows, brief, strict=True):
+        text = short if brief.count(short) == 1 else row.claim.text
+        text = re.sub(r"[$\\]", "", f"★ {text}" if row.claim.primary else text)
+        found.append("\n".join(textwrap.wrap(text, 62, max_lines=3, placeholder=" …")))
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from annealed_core.evidence import log_mean_weight
 from annealed_report import figures
 from annealed_report.comparison import mean_metric, paired
 from annealed_report.mnist_tables import PUBLISHED, bounded
@@ -148,7 +148,7 @@ def shorter(log_weights: Tensor, k: int) -> Tensor:
     """The mean over blocks of the estimate from k weights each, (n, n_images) -> (n_images,)."""
     blocks = min(len(log_weights) // k, 100)
     each = log_weights[: blocks * k].view(blocks, k, -1)
-    return (torch.logsumexp(each, 1) - math.log(k)).mean(0)
+    return log_mean_weight(each.transpose(0, 1))[0].mean(0)
 
 
 def agreement(records: Sequence[Any]) -> Figure:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from annealed_core.judging.exploration import aggregate_gaussian
-from annealed_report import claims, results
+from annealed_report import results
 from annealed_report.comparison import mean_metric, of_specs, paired, select
 from annealed_report.earlier import FAULTS, faulty
 from annealed_report.statistics import Interval, interval, text
@@ -45,16 +45,6 @@ def origin(records: Sequence[Any], study: str) -> str:
     """Where records come from, and what it means if several states of the code made them."""
     mixed = results.MIXED.get(study) if records else None
     return results.provenance(records) + (f"; the study mixes {mixed}" if mixed else "")
-
-
-def claimed(section: str) -> list[Row]:
-    """The claims that a section shows, with what the full runs say of them."""
-    found: list[Row] = []
-    for row in (row for row in claims.rows("full") if row.claim.section == section):
-        said = {"paper": row.claim.paper, "earlier report": row.claim.earlier}
-        found.append({"claim": row.claim.text} | said | {"ours, full": text(row.difference), "word": f"**{row.word}**"})
-    empty = {column for column in ("paper", "earlier report") if all(row[column] == "–" for row in found)}
-    return [{column: cell for column, cell in row.items() if column not in empty} for row in found]
 
 
 # ---- training

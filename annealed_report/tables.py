@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from annealed_report import studies, working
+from annealed_report import claims, studies, working
 from annealed_report.comparison import mode_error, of_specs, paired, select
 from annealed_report.fair import FACTORS, METHODS, SEPARATED, SETTINGS, of_line
 from annealed_report.folded_line import BY_AVO, BY_BOTH, BY_IWAE, FIXED, GAUSSIAN, HELD, PRIOR, metrics_of
@@ -33,6 +33,17 @@ def at_work(groups: Mapping[str, Sequence[Any]]) -> list[Row]:
         earned = row["kernels earn (nats)"]
         rows.append(row | {"at work": "not recorded" if earned is None else "yes" if earned.low > 0 else "no"})
     return rows
+
+
+def claimed(section: str) -> list[Row]:
+    """The claims that a section shows, "04_annealing#Who minds the schedule?", with what the full runs say of them."""
+    found: list[Row] = []
+    for row in (row for row in claims.rows("full") if row.claim.section == section):
+        said = {"paper": row.claim.paper, "earlier report": row.claim.earlier}
+        difference = text(row.difference, 3 if row.claim.smallest < 0.1 else 2)
+        found.append({"claim": row.claim.text} | said | {"difference": difference, "word": f"**{row.word}**"})
+    empty = {column for column in ("paper", "earlier report") if all(row[column] == "–" for row in found)}
+    return [{column: cell for column, cell in row.items() if column not in empty} for row in found]
 
 
 def compared(

@@ -34,7 +34,9 @@ def test_a_sentence_is_refused_where_its_claim_says_something_else():
         dataclasses.replace(row, difference=Interval(0.0, 1e-6, 9, 8)) if row is rests.row(ROWS) else row
         for row in ROWS
     ]
-    with pytest.raises(ValueError, match=r"a sentence was written for 'for', and 'Energies, each method tuned.*' is: no difference"):
+    with pytest.raises(
+        ValueError, match=r"a sentence was written for 'for', and 'Energies, each method tuned.*' is: no difference"
+    ):
         answers.answer(changed)
     with pytest.raises(ValueError, match="0 claims of grid begin with 'nothing'"):
         answers.Rests("grid", "nothing", "for").row(ROWS)
