@@ -201,7 +201,9 @@ def waterfall(groups: Mapping[str, Sequence[Any]], metric: str, marks: Mapping[s
             row, value - before, left=before, height=0.62, color=COLOURS["quick"] if row else COLOURS["avo"]
         )
         axes[0, 0].plot([value, value], [row - 0.31, row + 1.31 if row + 1 < len(values) else row + 0.31], color=DARK)
-        axes[0, 0].text(max(value, before) + 0.8, row, f"{value:.1f}", va="center", fontsize="small")
+        falls = value < before
+        place, side = (value - 0.8, "right") if falls else (value + 0.8, "left")
+        axes[0, 0].text(place, row, f"{value:.1f}", va="center", ha=side, fontsize="small")
     for name, place in marks.items():
         axes[0, 0].axvline(place, color=DARK, ls="--", lw=1.5)
         axes[0, 0].text(place + 0.6, len(values) - 0.4, name, color=DARK, fontsize="small", va="bottom")

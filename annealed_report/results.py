@@ -39,7 +39,7 @@ METRICS = {"tuning": ("total_variation",)}
 #: Studies whose records come from more than one state of the code, and what that means for their tables. All others
 #: are of one state each, so that what is paired within them differs in the methods alone.
 MIXED = {
-    "mnist": "five states of the code: at each seed HVI, HVI-AVO and AVO in a fifth of the steps share one, whereas "
+    "mnist": "several states of the code: at each seed HVI, HVI-AVO and AVO in a fifth of the steps share one, whereas "
     "VAE, flows and IWAE come from others, so that differences to them may hold what changed in between",
     "regime": "two states of the code: the VAE with another warm-up, and HVI-AVO from torch's initial weights at "
     "weights 0.5 and 1, come from the later one",
