@@ -108,7 +108,7 @@ def test_a_table_is_markdown_with_numbers_to_the_right_and_its_caption_above(sho
 
 @pytest.mark.parametrize(
     ("value", "cell"),
-    [(0.5, "0.5"), (2.0, "2"), (0.12345, "0.123"), (123.456, "123.5"), (-99.5, "-99.5"), (7, "7"), (math.nan, "nan")],
+    [(0.5, "0.5"), (2.0, "2"), (0.12345, "0.123"), (123.456, "123.5"), (-99.5, "−99.5"), (7, "7"), (math.nan, "nan")],
 )
 def test_cells_have_three_decimals_at_most(value, cell):
     assert plotting._cell(value) == cell
