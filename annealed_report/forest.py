@@ -58,7 +58,7 @@ def forest(rows: Sequence[Row], width: float = 7.5, reach: float = 60.0) -> Figu
     axes.set_xlim(-reach * 1.1, reach * 1.1)
     axes.set_xticks([-10, -1, 0, 1, 10], ["−10", "−1", "0", "1", "10"])
     axes.minorticks_off()
-    axes.set_xlabel("difference / smallest effect (right: the claim holds)")
+    axes.set_xlabel("difference / smallest effect (right: the claim holds)", fontsize="small")
     return figure
 
 

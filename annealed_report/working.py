@@ -2,7 +2,8 @@
 
 `chains` looks for it on the validation images in short training; `working` trains VAE, HVI, HVI-AVO and IAF with the
 chain that the committed records of `chains` chose, in fresh seeds. Where no chain has a bound of 0.3 nats more than the
-VAE's, `working` is empty, and that is the finding.
+VAE's, `working` is empty, and that is the finding. Elements of a gradient are cut at 1 there, far above what they
+usually are, since those of a long leapfrog chain can burst: ten transitions ended in NaN in each of three runs.
 """
 
 from __future__ import annotations
@@ -28,19 +29,20 @@ PLAIN = Independent(norm=False)
 
 #: The chains that are tried. A decoder with batch normalisation is seen as it is in evaluation mode.
 CHAINS: dict[str, dict[str, Any]] = {
-    "gated, near the identity": {"kernel": Gated(hidden=40, start="identity"), "n_transitions": 5},
-    "gated, torch's weights": {"kernel": Gated(hidden=40), "n_transitions": 5},
-    "residual": {"kernel": Residual(hidden=40), "n_transitions": 5},
-    "residual, near the identity": {"kernel": Residual(hidden=40, start="identity"), "n_transitions": 5},
-    "two, residual, near the identity": {"kernel": Residual(hidden=200, start="identity"), "n_transitions": 2},
-    "Langevin, T = 5": {"kernel": Leapfrog(0.1, 0.01), "n_transitions": 5, "decoder": PLAIN},
-    "leapfrog, T = 2": {"kernel": Leapfrog(0.1, 0.9), "n_transitions": 2, "decoder": PLAIN},
-    "leapfrog, T = 5": {"kernel": Leapfrog(0.1, 0.9), "n_transitions": 5, "decoder": PLAIN},
-    "leapfrog, T = 5, batch normalisation": {"kernel": Leapfrog(0.1, 0.9), "n_transitions": 5},
-    "leapfrog, T = 10": {"kernel": Leapfrog(0.1, 0.9), "n_transitions": 10, "decoder": PLAIN},
+    name: {"kernel": kernel, "n_transitions": length, "decoder": decoder}
+    for name, kernel, length, decoder in (
+        ("gated, near the identity", Gated(hidden=40, start="identity"), 5, Independent()),
+        ("gated, torch's weights", Gated(hidden=40), 5, Independent()),
+        ("residual", Residual(hidden=40), 5, Independent()),
+        ("residual, near the identity", Residual(hidden=40, start="identity"), 5, Independent()),
+        ("two, residual, near the identity", Residual(hidden=200, start="identity"), 2, Independent()),
+        ("Langevin, T = 5", Leapfrog(0.1, 0.01), 5, PLAIN),
+        ("leapfrog, T = 2", Leapfrog(0.1, 0.9), 2, PLAIN),
+        ("leapfrog, T = 5", Leapfrog(0.1, 0.9), 5, PLAIN),
+        ("leapfrog, T = 5, batch normalisation", Leapfrog(0.1, 0.9), 5, Independent()),
+    )
 }
 SMALLEST = 0.3  # nats of bound that a chain has to earn
-LONGEST = 5  # transitions of a chain that may be chosen
 
 
 def chains() -> list[Mnist]:
@@ -49,29 +51,28 @@ def chains() -> list[Mnist]:
     return [Mnist(seed=seed, objective=ELBO(WARM_UP), **SHORT, **each) for seed in range(3) for each in fields]
 
 
+def bounds(runs: Sequence[Any], **fields: Any) -> list[float]:
+    """The validation bounds of runs with these fields, in nats, in the order of their seeds."""
+    return [run.metrics["valid_elbo"] for run in select(runs, **fields)]
+
+
 def gains(runs: Sequence[Any]) -> dict[str, list[float]]:
     """By how much each chain's validation bound beats the VAE's with its decoder, seed by seed, in runs of `chains`."""
-
-    def bounds(**fields: Any) -> list[float]:
-        return [run.metrics["valid_elbo"] for run in select(runs, **fields)]
-
     found = {}
     for name, fields in CHAINS.items():
-        ours, vae = bounds(**fields), bounds(kernel=None, decoder=fields.get("decoder", Independent()))
+        ours, vae = bounds(runs, **fields), bounds(runs, kernel=None, decoder=fields["decoder"])
         if ours:
             found[name] = [a - b for a, b in zip(ours, vae, strict=True)]
     return found
 
 
 def chosen_chain(runs: Sequence[Any]) -> str | None:
-    """The chain that earns most, where that is 0.3 nats or more on average; else None.
+    """Of the chains that earn 0.3 nats or more on average the one with the highest bound; else None.
 
-    Of at most five transitions, as the paper's are: the longer one only shows what more of them would earn.
+    Not the one that earns most: with a worse decoder there is more to earn.
     """
-    found = gains(runs)
-    means = {name: statistics.fmean(found[name]) for name in found if CHAINS[name]["n_transitions"] <= LONGEST}
-    best = max(means, key=lambda name: means[name], default=None)
-    return best if best is not None and means[best] >= SMALLEST else None
+    earning = [name for name, gained in gains(runs).items() if statistics.fmean(gained) >= SMALLEST]
+    return max(earning, key=lambda name: statistics.fmean(bounds(runs, **CHAINS[name])), default=None)
 
 
 def working(seeds: Sequence[int] = range(10, 16), **changes: Any) -> list[Mnist]:
@@ -80,14 +81,14 @@ def working(seeds: Sequence[int] = range(10, 16), **changes: Any) -> list[Mnist]
     if name is None:
         return []
     chain, warm_up = CHAINS[name], Linear(0.2, 2e-4)
-    decoder = {"decoder": chain.get("decoder", Independent())}
+    decoder = {"decoder": chain["decoder"]}
     lines: dict[str, dict[str, Any]] = {
         "VAE": {"objective": ELBO(warm_up)},
         "HVI": {**chain, "objective": ELBO(warm_up)},
         "HVI-AVO": {**chain, "objective": AVO(0.2, warm_up)},
         "IAF": {"kernel": IAF(hidden=40), "n_transitions": 5, "objective": ELBO(warm_up)},
     }
-    shared = {"lr_schedule": "cosine", "bounds_images": 1000, **changes}
+    shared = {"lr_schedule": "cosine", "batch": 128, "bounds_images": 1000, "clip": 1.0, **changes}
     return [Mnist(seed=seed, **{**decoder, **each, **shared}) for seed in seeds for each in lines.values()]
 
 
