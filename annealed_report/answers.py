@@ -45,6 +45,8 @@ _MNIST = Rests("mnist", "MNIST: AVO improves HVI", "not tested")
 _WORKING = Rests("working", "MNIST, with kernels that earn their keep: AVO improves HVI", "not tested")
 _WARM_UP = Rests("schedules", "Warm-up gives the VAE a better likelihood", "for")
 _COLLAPSE = Rests("collapse", "With an autoregressive decoder, warm-up", "for")
+_SEES = Rests("chains", "MNIST: leapfrog kernels make HVI beat the VAE", "for")
+_NOTHING = Rests("chains", "MNIST: gated kernels make HVI beat the VAE", "against")
 _IWAE = Rests("mnist", "MNIST: training by more importance samples", "for")
 _IAF = Rests("mnist", "MNIST: an IAF beats the Gaussian posterior", "for")
 _MENDS = Rests("folded_line", "… and AVO ends at such a model less often", "none")
@@ -57,9 +59,9 @@ ANSWER = """**Letting β, the weight of the prior, rise in training helps auto-e
 kernels (AVO) helps where modes are apart and kernels start badly.** On two-dimensional energies AVO keeps modes that
 the ELBO loses, also when both are tuned and evaluate the target equally often; where the mass hangs together it can do
 worse. From a start near the identity the ELBO is not seen to lose any. Where a model is learned with its posterior,
-AVO does not undo the ELBO's bias. On MNIST the paper's gain is *not tested*: the kernels of these runs hardly move z.
-More importance samples, or an autoregressive flow as the posterior, gain nats there."""
-ANSWER_RESTS = (_TUNED, _TOGETHER, _GATE, _STARTED, _MENDS, _MNIST, _WORKING, _WARM_UP, _IWAE, _IAF)
+AVO does not undo the ELBO's bias. On MNIST the paper's gain is *not tested*: gated kernels earn nothing there. What
+gains nats are kernels that see the target, more importance samples, or an autoregressive flow."""
+ANSWER_RESTS = (_TUNED, _TOGETHER, _GATE, _STARTED, _MENDS, _MNIST, _WORKING, _NOTHING, _SEES, _WARM_UP, _IWAE, _IAF)
 
 #: The findings: what each rests on, and its sentence, in which {d} is the difference with its interval.
 FINDINGS = {
@@ -111,8 +113,8 @@ ADVICE = (
     ),
     (
         "stochastic kernels of any kind",
-        "look first at what they earn; here often nothing",
-        *("NLL", _MNIST, "MNIST, five gated kernels"),
+        "let them see the target (`Leapfrog`); gated ones earn nothing",
+        *("bound", _SEES, "MNIST, ten epochs of 20,000 images; validation images"),
     ),
 )
 #: Measures that are shares, and no nats.
