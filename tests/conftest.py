@@ -1,6 +1,7 @@
 """What every test starts from: one thread, no windows, and no access to the runs of the working copy."""
 
 import os
+import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it, and so would children
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["ANNEALED_PROGRESS"] = "0"
 torch.set_num_threads(1)

@@ -5,7 +5,9 @@ import random
 import signal
 import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_sweep import SMALL, SPECS, Bowl, Deadly, DeadlyOnce, assert_same
@@ -75,6 +77,19 @@ def test_a_scheduler_that_goes_away_is_one_line_and_the_same_call_goes_on(store,
             sweep(specs, executor=client)
         closed.join()
     assert stored(specs[0]) and not stored(specs[1])
+
+
+def test_an_executor_that_is_gone_and_cannot_even_cancel_is_the_same_line(store):
+    def gone(*_):
+        raise ConnectionError("client is closed")
+
+    def given_up():
+        raise CancelledError
+
+    futures = [SimpleNamespace(done=lambda: True, result=given_up, cancel=gone) for _ in range(2)]
+    executor = SimpleNamespace(submit=lambda *_: futures.pop(0))
+    with pytest.raises(RuntimeError, match=r"^the executor has given up .* the same call goes on from what is stored"):
+        sweep([SMALL.replace(seed=seed, steps=30 + seed) for seed in range(2)], executor=executor)
 
 
 def finish_the_first(message, token):

@@ -2,10 +2,12 @@
 
 import ast
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from annealed_core import AVO, Density
 from annealed_core.running import code
 from annealed_core.running.code import Code, code_version
 
@@ -203,3 +205,12 @@ def test_our_modules_import_only_in_ways_that_are_followed():
                     found |= {(each.asname or each.name, f"{node.module}.{each.name}") for each in node.names}
             names = sorted(name for name, _ in found)
             assert not [name for name, again in itertools.pairwise(names) if name == again], path
+
+
+def test_threads_that_ask_at_once_get_the_same_version(monkeypatch):
+    expected = code_version(Density, AVO)
+    for _ in range(3):
+        monkeypatch.setattr(code, "_INSTALLED", Code(Path(code.__file__).parents[2]))
+        code._version.cache_clear()
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda _: code_version(Density, AVO), range(16))) == {expected}

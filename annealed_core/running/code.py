@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from annealed_core.description import Description
 PACKAGES = ("annealed_core", "annealed_report")
 #: What keeps, names, schedules or shows runs, and computes nothing of them.
 LEFT_OUT = ("description", *(f"running.{name}" for name in ("store", "code", "sweep", "system", "former")))
+
+_ONE_AT_A_TIME = threading.Lock()  # reading changes trees, and Python 3.11 can't parse in two threads at once
 
 
 def code_version(*roots: Any) -> str:
@@ -36,7 +39,8 @@ def code_version(*roots: Any) -> str:
 
 @functools.cache
 def _version(*roots: str) -> str:
-    return _INSTALLED.version(*roots)
+    with _ONE_AT_A_TIME:
+        return _INSTALLED.version(*roots)
 
 
 def _names(root: Any) -> Iterator[str]:

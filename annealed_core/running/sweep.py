@@ -237,4 +237,5 @@ def _collect(
 
 def _cancel(waiting: Iterable[tuple[Any, ...]]) -> None:
     for future, *_ in waiting:
-        future.cancel()
+        with suppress(Exception):  # an executor that is gone can't cancel, and has nothing left to do
+            future.cancel()
