@@ -11,7 +11,7 @@ from typing import Any
 from annealed_core.objectives import AVO
 from annealed_core.schedules import SHAPES, Linear
 from annealed_core.targets import GeometricAlphas, LearnedAlphas, LinearAlphas
-from annealed_report.claims import EXPLORES, IN_USE, difference_by_warm_up, least_earned
+from annealed_report.claims import EXPLORES, IN_USE, least_earned, warmed
 from annealed_report.comparison import mean_metric, paired, select, spread
 from annealed_report.folded_line import BY_IWAE, metrics_of
 from annealed_report.statistics import Interval, interval, paired_difference, text, word
@@ -35,11 +35,6 @@ MEASURES |= {"coverage": EXPLORES["coverage of test digits by prior samples"]}
 def trained(runs: Sequence[Any], name: str, schedule: str) -> list[Any]:
     """The runs of the VAE or of HVI by one of the schedules."""
     return select(runs, kernel=MNIST_LINES[name]["kernel"], objective=SCHEDULED[schedule])
-
-
-def warmed(runs: Sequence[Any], name: str, metric: str) -> Interval | None:
-    """What a linear rise changes for a method."""
-    return difference_by_warm_up(name, metric)(runs)
 
 
 def shift(runs: Sequence[Any], name: str, schedule: str, rival: str) -> Interval | None:

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from annealed_core.schedules import SHAPES, Constant, Cyclical, Geometric, Linear
 from annealed_report import figures
-from annealed_report.annealing import CALLED, FAMILIES, MEASURES, in_use, shift, warmed
+from annealed_report.annealing import CALLED, FAMILIES, MEASURES, in_use, shift
+from annealed_report.claims import warmed
 from annealed_report.comparison import mean_metric, select
 from annealed_report.plotting import DARK, SCHEDULE_COLOURS, intervals, panels
 from annealed_report.statistics import Interval

@@ -73,7 +73,8 @@ FINDINGS = {
     _SAMPLES: """**5,000 samples from the encoder are not enough for a likelihood**: the log p(x) that they estimate
         differs from that by annealing by {d} nats""",
     _SUM: """**A likelihood summed over the batch, where all else was a mean, ruins training**: with the other faults of
-        an earlier reproduction's code it changes the NLL by {d} nats, more than explains its 108.67""",
+        an earlier reproduction's code it changes the NLL by {d} nats; why that report has 108.67 stays
+        open""",
 }
 
 #: What to do: for whom, what, the measure and the claim that this rests on, and on what it was tested.

@@ -321,10 +321,9 @@ def with_latents_in_use(runs: Sequence[Any]) -> list[Any]:
     return [dataclasses.replace(run, metrics=run.metrics | more) for run, more in zip(runs, used, strict=True)]
 
 
-def difference_by_warm_up(name: str, metric: str) -> Contrast:
+def warmed(runs: Sequence[Any], name: str, metric: str) -> Interval | None:
     """What linear warm-up changes for a method."""
-    with_it, without = method(name, SHORT_WARM_UP), method(name, 1.0)
-    return lambda runs: _between(with_it, without, metric)(with_latents_in_use(runs))
+    return _between(method(name, SHORT_WARM_UP), method(name, 1.0), metric)(with_latents_in_use(runs))
 
 
 # ---- the claims
@@ -611,14 +610,22 @@ def _on_annealing() -> list[Claim]:
         *(
             Claim(
                 f"Warm-up makes {called} explore: {label}, linear warm-up − none",
-                *("schedules", difference_by_warm_up(name, metric), sign, smallest, _EXPLORED, "–", "expected"),
+                *(
+                    "schedules",
+                    functools.partial(warmed, name=name, metric=metric),
+                    sign,
+                    smallest,
+                    _EXPLORED,
+                    "–",
+                    "expected",
+                ),
             )
             for name, called in methods.items()
             for label, (metric, sign, smallest) in EXPLORES.items()
         ),
         Claim(
             "Warm-up gives the VAE a better likelihood (NLL, linear warm-up − none)",
-            *("schedules", difference_by_warm_up("VAE", "nll"), -1, 0.2, _SIDE),
+            *("schedules", functools.partial(warmed, name="VAE", metric="nll"), -1, 0.2, _SIDE),
         ),
         Claim(
             "Tempering the whole energy costs the VAE likelihood (NLL, alpha-annealing − none)",

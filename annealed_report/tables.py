@@ -50,7 +50,7 @@ def compared(
     ours: Sequence[Any], theirs: Sequence[Any], metric: str, sign: int, smallest: float, digits: int = 2
 ) -> str:
     """A paired difference with its word; a dash where a side was not run."""
-    return worded(paired(ours, theirs, metric) if ours and theirs else None, sign, smallest)
+    return worded(paired(ours, theirs, metric) if ours and theirs else None, sign, smallest, digits)
 
 
 # ---- the energies, fair

@@ -51,3 +51,5 @@ def test_every_claim_is_in_one_group_and_its_picture_says_its_word(ours):
         assert [text.get_text() for text in axes.texts] == [row.word for row in group]
         stars = [label.get_text().startswith("★") for label in axes.get_yticklabels()]
         assert stars == [row.claim.primary for row in group]
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+        assert len(set(labels)) == len(labels)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -103,6 +105,31 @@ def test_committed_records_are_complete_and_name_no_computer(path):
         assert set(line) - {"history"} == keys
         assert holds_all_of(to_json(from_json(line["spec"])), line["spec"])
         assert line["seconds"] > 0 and re.fullmatch(r"\d{4}-\d\d-\d\d", line["date"])
+
+
+def test_of_tuning_one_metric_is_kept_and_a_run_found_again_makes_no_new_record(folder):
+    runs = [run(spec) for spec in SPECS]
+    for _ in range(2):
+        results.record("full", "tuning", runs)
+        found = results.load("full", "tuning")
+        assert [set(each.metrics) for each in found] == [{"total_variation"}] * 2
+
+
+def test_records_of_any_description_are_read_where_nothing_else_was_imported():
+    code = "from annealed_report import results; print(len(results.load('full', 'starts')))"
+    assert int(subprocess.check_output([sys.executable, "-c", code], text=True)) == 640
+
+
+def test_runs_of_one_commit_are_of_one_state_unless_like_parts_have_two_codes():
+    elbo, avo = SPECS[0], SPECS[0].replace(objective=AVO())
+
+    def made(spec, commit, code):
+        return results.Record(spec, {}, 1.0, "", {"torch": ""}, "2026-01-01", commit, code)
+
+    one = [made(elbo, "c", "1"), made(avo, "c", "2")]
+    assert results.states(one) == ["commit c"]
+    assert results.states([*one, made(elbo.replace(seed=1), "c", "3")]) == ["code 1", "code 2", "code 3"]
+    assert results.states([*one, made(avo.replace(seed=1), "d", "2")]) == ["code 1", "code 2"]
 
 
 @committed
