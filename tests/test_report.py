@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -623,17 +622,18 @@ def test_outputs_are_stored_only_when_every_notebook_succeeds(project):
 # ---- in a browser
 
 
-def open_in_browser(page: Path, profile: Path) -> tuple[BeautifulSoup, list[str]]:
+def open_in_browser(page: Path, profile: Path, *more: str) -> tuple[BeautifulSoup, list[str]]:
     """The page as a browser without network draws it, and what its console says."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
     options += ["--enable-logging=stderr", "--hide-scrollbars", "--virtual-time-budget=10000", "--dump-dom"]
-    options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}", page.resolve().as_uri()]
+    options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}", *more, page.resolve().as_uri()]
     result = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=120)
     console = [line for line in result.stderr.splitlines() if re.search(r"CONSOLE|ERR_|Refused", line)]
     return BeautifulSoup(result.stdout, "html.parser"), console
 
 
-#: In a frame: its width where the page scrolls sideways, and the smallest letters in pixels (formulas have their own).
+#: In a frame: its width where the page scrolls sideways, the smallest letters in pixels (formulas have their own), and
+#: how many labels of cards reach beyond their cell; and how many figures the page's script has not reached.
 MEASURE = """frame => {
     const page = frame.contentDocument, view = page.defaultView, seen = [];
     for (const each of page.body.querySelectorAll('*')) {
@@ -641,21 +641,27 @@ MEASURE = """frame => {
         if (says && !each.closest('.katex, script, style, [hidden], details:not([open]) > :not(summary)'))
             seen.push(parseFloat(view.getComputedStyle(each).fontSize));
     }
-    return [page.documentElement.scrollWidth, Math.min(...seen)];
+    const label = cell => parseFloat(view.getComputedStyle(cell, '::before').height) || 0;
+    const beyond = [...page.querySelectorAll('table.cards td')].filter(cell => label(cell) > cell.offsetHeight);
+    const unreached = page.querySelectorAll('figure.figure > img').length;
+    return [page.documentElement.scrollWidth, Math.min(...seen), beyond.length, unreached];
 }"""
 
 
 def check_in_browser(folder: Path, scratch: Path) -> None:
     texts = {page.name: page.read_text() for page in sorted(folder.glob("*.html"))}
     for width in (390, 768, 1440):  # a phone, a tablet, a desk
-        frame = f'<iframe style="width: {width}px; height: 800px; border: 0" srcdoc="{{}}"></iframe>'
-        frames = "".join(frame.format(escape(text)) for text in texts.values())
+        frame = f'<iframe style="width: {width}px; height: 800px; border: 0" src="{{}}"></iframe>'
+        frames = "".join(frame.format((folder / name).resolve().as_uri()) for name in texts)
         measured = f"JSON.stringify([...document.querySelectorAll('iframe')].map({MEASURE}))"
         script = f"<script>onload = () => {{ document.title = {measured} }}</script>"
         (scratch / "frames.html").write_text(f"<!DOCTYPE html>{frames}{script}")
-        found = json.loads(open_in_browser(scratch / "frames.html", scratch)[0].title.get_text())
-        for name, (needed, smallest) in zip(texts, found, strict=True):
+        drawn, _ = open_in_browser(scratch / "frames.html", scratch, "--allow-file-access-from-files")
+        for name, found in zip(texts, json.loads(drawn.title.get_text()), strict=True):
+            needed, smallest, beyond, unreached = found
+            assert not unreached, f"the script of {name} has not run at {width}"
             assert needed == width, f"{name} scrolls sideways at {width} pixels"
+            assert not beyond, f"{name} has labels that lie over others at {width}"
             assert smallest >= 11, f"{name} has letters of {smallest} pixels at {width}"
     for name, text in texts.items():
         formulas = len(BeautifulSoup(text, "html.parser").select(".math"))
