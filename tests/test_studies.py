@@ -58,7 +58,8 @@ def test_a_study_has_nothing_twice_and_each_method_every_seed(name):
         return
     groups = {}
     for spec in specs:  # bounds take minutes: one seed has them
-        alike = spec.replace(seed=0, **({"bounds_images": 0} if hasattr(spec, "bounds_images") else {}))
+        bounds = {name: 0 for name in ("bounds_images", "annealed_images") if hasattr(spec, name)}
+        alike = spec.replace(seed=0, **bounds)
         groups.setdefault(alike, set()).add(spec.seed)
     assert len({frozenset(seeds) for seeds in groups.values()}) == 1
     assert all(len(seeds) == SEEDS.get(name, 10) for seeds in groups.values())

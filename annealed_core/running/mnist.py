@@ -76,7 +76,8 @@ class Mnist(Experiment):
         grey: train and select on grey pixels, of which a Bernoulli decoder gives no likelihood: to show what that does.
         train_images: how many of the 50,000 training images are used.
         nll_samples, nll_images: importance samples for each image, and how many test images, for the likelihood.
-        bounds_images: test images whose likelihood is taken from fitted proposals; the first 100 also from both sides.
+        bounds_images, annealed_images: test images whose likelihood is taken from fitted proposals, and how many of
+            them also from both sides.
         explored_images: test images over which it is measured how much the posterior explores, see `exploration`.
         seed, name, lr, lr_schedule, beta1, clip: see `Experiment`.
     """
@@ -101,6 +102,7 @@ class Mnist(Experiment):
     nll_samples: Annotated[int, Whole(2)] = 100
     nll_images: Annotated[int, Whole(1, 10_000)] = 10_000
     bounds_images: Annotated[int, Whole(2, 10_000, or_zero=True)] = 0
+    annealed_images: Annotated[int, Whole(2, 10_000, or_zero=True)] = 100
     explored_images: Annotated[int, Whole(10, 2000, or_zero=True)] = 0
 
     def check(self) -> None:
@@ -286,7 +288,8 @@ class MnistProblem(Problem):
             real, digits = grey if is_independent else self.test, data.load_mnist()[2].labels
             found |= exploration.explore(model, self.test, real, digits, spec.explored_images, generator=generator)
         if spec.bounds_images:
-            found |= inference.bounds(model, self.test[: spec.bounds_images], generator=generator)
+            some = self.test[: spec.bounds_images]
+            found |= inference.bounds(model, some, spec.annealed_images, generator)
         return [found]
 
     def weights(self) -> list[dict[str, Tensor]]:
