@@ -98,11 +98,11 @@ def gains(
     return found
 
 
-def widened(wide: Sequence[Any], narrow: Sequence[Any], targets: Mapping[str, Any]) -> list[Row]:
+def widened(wide: Sequence[Any], narrow: Sequence[Any]) -> list[Row]:
     """By energy, what a wider base changes for the ELBO and for AVO, and AVO against the ELBO with it."""
     rows = []
-    for name, target in targets.items():
-        own = {method: select(wide, target=target, **fields) for method, fields in STARTS["torch's weights"].items()}
+    for name in dict.fromkeys(run.spec.target for run in wide):
+        own = {method: select(wide, target=name, **fields) for method, fields in STARTS["torch's weights"].items()}
         row: Row = {"energy": name}
         for method, label in (("elbo", "ELBO"), ("avo", "AVO")):
             other = select(narrow, target=name, **STARTS["torch's weights"][method])

@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,7 @@ BAD = [
     ({"batch": 0}, "impossible batch 0 of Density: batch takes a whole number from 1"),
     ({"seed": -1}, "impossible seed -1 of Density: seed takes a whole number from 0 to 2,147,483,647"),
     ({"steps": 10**20}, f"impossible steps {10**20} of Density: steps takes a whole number from 1 to 100,000,000"),
+    ({"base_scale": 0}, "impossible base_scale 0 of Density: base_scale takes a number above 0"),
     ({"samples": 1}, "impossible samples 1 of Density: samples takes a whole number from 2"),
     ({"beta1": 1.0}, "impossible beta1 1.0 of Density: beta1 takes a number in [0, 1)"),
     ({"kernel": "gated"}, "impossible kernel 'gated' of Density: kernel takes a description such as Gated(), or an"),
@@ -217,6 +219,15 @@ def test_a_chain_starts_as_wide_as_its_target_says_and_its_flows_reach_as_far():
     _, chain = spec.restore(DensityProblem([spec]).weights()[0])
     assert chain.base.scale.tolist() == [5.0, 5.0] and float(chain.kernels[0].scale) == 25 / 5
     assert float(SMALL.replace(target="ring8", kernel=Planar()).kernels()[0].scale) == 5
+
+
+def test_a_base_scale_of_the_description_comes_before_the_targets(store):
+    """Trained, judged and restored as with a target that says so itself."""
+    spec = SMALL.replace(target="E", base_scale=3.0)
+    declared = SMALL.replace(target=replace(ENERGIES["E"], base_scale=3.0), name="wide")
+    ours, theirs = run(spec), run(declared)
+    assert ours.metrics == theirs.metrics and ours.chain.base.scale.tolist() == [3.0, 3.0]
+    assert ours.metrics != run(SMALL.replace(target="E")).metrics
 
 
 # ---- many at once

@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from annealed_core.chain import Chain
 from annealed_core.dais import chain_of
-from annealed_core.description import Calls, Check, Description, Size, Whole, own_objects
+from annealed_core.description import Calls, Check, Description, Positive, Size, Whole, own_objects
 from annealed_core.energies import ENERGIES, Energy, find
 from annealed_core.fit import RECORDED_STEPS
 from annealed_core.judging.density import judge
@@ -100,7 +100,7 @@ def check_objective(objective: Any, n_transitions: int, steps: int) -> None:
 
 
 class Density(Experiment):
-    """A chain trained on a target, from N(0, base_scale^2 I), where base_scale is the target's, or 1.
+    """A chain trained on a target, from N(0, base_scale^2 I).
 
     Attributes:
         target: a name in `ENERGIES`, an object with `log_prob` and `dim` (and, where it knows them, what an `Energy`
@@ -110,6 +110,7 @@ class Density(Experiment):
         objective: what is maximised.
         steps, batch: length of training, and the sample shape of a step: IWAE draws `samples` times as many.
         samples: drawn for the metrics.
+        base_scale: standard deviation of the base; None for what the target says, or else 1.
         seed, name, lr, lr_schedule, beta1, clip: see `Experiment`.
     """
 
@@ -120,6 +121,7 @@ class Density(Experiment):
     steps: Steps = 3000
     batch: Size = 128
     samples: Annotated[int, Whole(2)] = 20_000
+    base_scale: Positive | None = None
 
     def check(self) -> None:
         """Refuse fields that do not fit each other."""
@@ -138,6 +140,11 @@ class Density(Experiment):
     def target_object(self) -> Any:
         """The target itself."""
         return find(self.target) if isinstance(self.target, str) else self.target
+
+    @property
+    def scale(self) -> float:
+        """The standard deviation of the base."""
+        return float(self.base_scale or base_scale(self.target_object))
 
     @property
     def label(self) -> str:
@@ -175,7 +182,7 @@ class Density(Experiment):
         """The kernels, untrained; their weights are drawn from torch's random state."""
         recipe, target = self.kernel, self.target_object
         if hasattr(recipe, "for_target"):
-            scale = base_scale(target)
+            scale = self.scale
             recipe = recipe.for_target(scale, max(float(getattr(target, "box", None) or 0.0), 5 * scale))
         return copied(recipe.build(target.dim, self.n_transitions))
 
@@ -187,7 +194,7 @@ class Density(Experiment):
         model = model.to(device).eval().requires_grad_(False)
         target = self.target_object
         loc = torch.zeros(target.dim, device=device)
-        base = DiagonalGaussian(loc, torch.full_like(loc, base_scale(target)))
+        base = DiagonalGaussian(loc, torch.full_like(loc, self.scale))
         return model, chain_of(base, kernels, target=lambda: target)
 
 
@@ -236,7 +243,7 @@ class DensityProblem(Problem):
             models.append(spec.kernels())
         self.target = Watched(targets, f"lr {self.spec.lr} may be too large")
         self.failures = self.target.failures
-        scales = torch.tensor([[base_scale(target)] * target.dim for target in targets], device=device)
+        scales = torch.tensor([[spec.scale] * spec.target_object.dim for spec in specs], device=device)
         base = StackedBase(torch.zeros_like(scales), scales)
         self.ours = self.spec.stack_key() is not None
         if self.ours:
