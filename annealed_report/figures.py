@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from annealed_core import evidence
-from annealed_core.chain import Chain
-from annealed_core.targets import GeometricPath, linear_alphas
 from annealed_report.plotting import COLOURS, NAMES, label_panel, means_and_errors, panels
 from annealed_report.statistics import Interval
 
@@ -127,33 +125,3 @@ def image_grid(rows: Mapping[str, Tensor], width: float = 9.0) -> Figure:
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
     return figure
-
-
-@torch.no_grad()
-def particles(
-    chains: Mapping[str, Chain], target: Any, n: int = 400, pause: int = 2, between: int = 6, width: float = 5.0
-) -> tuple[Figure, Callable[[int], None], int]:
-    """Particles on their way through chains of as many kernels, one panel a method, for `plotting.show_animation`.
-
-    Between two states, each held for `pause` frames, particles move for `between` frames on straight lines, which the
-    chains know nothing of; the contours are those of the intermediate target that the particles move to. Returns the
-    figure, the function that draws a frame, and the number of frames.
-    """
-    figure, axes = panels(1, len(chains), width, width / len(chains) + 0.3)
-    steps = len(next(iter(chains.values())))
-    states = {method: chain.rsample(n).z for method, chain in chains.items()}
-
-    def draw(frame: int) -> None:
-        step, part = divmod(frame, pause + between)
-        share = max(0.0, (part - pause + 1) / between)
-        share = share * share * (3 - 2 * share)  # sets off and arrives gently
-        after = min(step + 1, steps)
-        shown = after if part >= pause else step
-        for ax, (method, chain) in zip(axes[0], chains.items(), strict=True):
-            path = GeometricPath(chain.base, target, linear_alphas(steps))
-            ax.clear()
-            draw_density(ax, path[shown], filled=False, points=100)
-            draw_samples(ax, torch.lerp(states[method][step], states[method][after], share), method, 5, 1.0)
-            ax.set_title(f"{NAMES.get(method, method)}: t = {shown}", loc="center")
-
-    return figure, draw, steps * (pause + between) + pause

@@ -17,6 +17,7 @@ from pybtex.database import BibliographyData, parse_file
 from pybtex.exceptions import PybtexError
 from pybtex.plugin import find_plugin
 
+from annealed_report.glossary import marked
 from annealed_report.parameters import ReportError
 
 CITE = re.compile(r'<cite data-cite="([^"]+)">(.*?)</cite>', re.DOTALL)
@@ -27,6 +28,7 @@ ATTRIBUTES = {
     "a": ["href"],
     "cite": ["data-cite"],
     "details": ["open"],
+    "div": ["data-player"],
     "img": ["src", "alt", "width", "height"],
     "td": ["colspan", "rowspan"],
     "th": ["colspan", "rowspan", "scope"],
@@ -36,7 +38,7 @@ ATTRIBUTES = {
 def sanitise(html: str) -> str:
     """HTML without what could run or be fetched by itself: other tags are shown as text."""
     return bleach.clean(
-        re.sub(r"<style.*?</style>", "", html, flags=re.DOTALL),
+        re.sub(r"<(style|script)\b.*?</\1>", "", html, flags=re.DOTALL),
         tags=[*bleach.ALLOWED_TAGS, *TAGS.split()],
         attributes=ATTRIBUTES,
         protocols=["http", "https", "mailto", "data"],
@@ -58,6 +60,7 @@ class Markdown(IPythonRenderer):
         self.headings: list[tuple[int, str, str]] = []
         self.cited: dict[str, None] = {}
         self.has_maths = False
+        self._explained: set[str] = set()
         self._parser = MarkdownWithMath(renderer=self)
 
     def to_html(self, source: str, attachments: dict[str, Any] | None = None) -> str:
@@ -66,6 +69,10 @@ class Markdown(IPythonRenderer):
         html = CITE.sub(self._cite, self._parser.render(source))
         html = re.sub(r'(<a [^>]*?href="[^":]+?)\.ipynb(?=["#])', r"\1.html", html)
         return sanitise(re.sub(r"(<table.*?</table>)", r'<div class="scroll">\1</div>', html, flags=re.DOTALL))
+
+    def prose(self, source: str, attachments: dict[str, Any] | None = None) -> str:
+        """As `to_html`, with words of the field explained where a section first uses them."""
+        return marked(self.to_html(source, attachments), self._explained)
 
     def inline(self, source: str) -> str:
         """Markdown of one paragraph without the paragraph's tags."""

@@ -85,6 +85,7 @@ def _export(template: str, notebook: Any, markdown: Markdown, **about: Any) -> s
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # of a progress bar its last state counts
     filters: dict[str, Any] = {
         "markdown": markdown.to_html,
+        "prose": markdown.prose,
         "inline": markdown.inline,
         "sanitise": sanitise,
         "picture": _picture,
@@ -152,7 +153,7 @@ def _captioned(outputs: list[Any], numbers: Counter[str]) -> list[Any]:
         kind = output.get("metadata", {}).get("annealed")
         if kind == "table-caption":
             table_caption = output.data["text/markdown"]
-        elif kind == "caption" and kept and _picture(kept[-1]):
+        elif kind == "caption" and kept and (_picture(kept[-1]) or "data-player" in kept[-1].data.get("text/html", "")):
             join(kept[-1], "Figure", output.data["text/markdown"])
         elif WIDGET not in output.get("data", {}):
             if output.output_type == "execute_result":
@@ -182,7 +183,8 @@ def _lead(cells: list[Any]) -> str:
 @cache
 def _assets(with_maths: bool) -> dict[str, str]:
     """The style sheet and script of a page, with KaTeX where there are formulas, and the hash of the script."""
-    style, script = (PAGE / "page.css").read_text(encoding="utf-8"), (PAGE / "page.js").read_text(encoding="utf-8")
+    style = (PAGE / "page.css").read_text(encoding="utf-8")
+    script = "".join((PAGE / name).read_text(encoding="utf-8") for name in ("page.js", "player.js"))
     if with_maths:
 
         def embed(match: re.Match[str]) -> str:

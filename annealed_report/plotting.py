@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -64,41 +64,15 @@ def show(figure: Figure, caption: str, alt: str) -> None:
     `caption` says in Markdown what to see, and the report's pages number it; `alt` says what a reader who can't see the
     image should know.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.06)
-    _show_png([_with_colours(PIL.Image.open(buffer), 256)], figure, caption, alt)
-
-
-def show_animation(
-    figure: Figure, draw: Callable[[int], None], frames: int, caption: str, alt: str, milliseconds: int = 90
-) -> None:
-    """Show an animation once, as an animated PNG, which plays in any browser by itself and without a network.
-
-    `draw` brings the figure to the state of a frame, 0 to frames - 1, which is shown for so many milliseconds, the last
-    one for two seconds; the rest is as for `show`.
-    """
-    pictures = []
-    for frame in range(frames):
-        draw(frame)
-        figure.canvas.draw()
-        pixels = np.asarray(figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
-        pictures.append(_with_colours(PIL.Image.fromarray(pixels), 16))
-    durations = [milliseconds] * (frames - 1) + [2000]
-    _show_png(pictures, figure, caption, alt, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
-
-
-def _with_colours(picture: PIL.Image.Image, colours: int) -> PIL.Image.Image:
-    """256 colours give a third of the size, and for the eye no difference."""
-    return picture.convert("RGB").quantize(colours, dither=PIL.Image.Dither.NONE)
-
-
-def _show_png(pictures: list[PIL.Image.Image], figure: Figure, caption: str, alt: str, **options: Any) -> None:
     if not caption or not alt:
         raise ValueError("a figure needs a caption and an alternative text")
+    drawn, smaller = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", bbox_inches="tight", pad_inches=0.06)
     plt.close(figure)
-    buffer = io.BytesIO()
-    pictures[0].save(buffer, "PNG", optimize=True, **options)
-    display(Image(buffer.getvalue(), alt=alt), metadata={"image/png": {"alt": alt}})
+    # 256 colours give a third of the size, and for the eye no difference
+    picture = PIL.Image.open(drawn).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE)
+    picture.save(smaller, "PNG", optimize=True)
+    display(Image(smaller.getvalue(), alt=alt), metadata={"image/png": {"alt": alt}})
     display(Markdown(caption), metadata={"annealed": "caption"})
 
 

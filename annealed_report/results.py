@@ -80,7 +80,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__}
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that the code is at, in short; see `provenance`."""
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -104,7 +105,7 @@ def record(profile: str, name: str, runs: Sequence[Run]) -> None:
     path, every = _path(profile, name), HISTORIES.get(name)
     known = {from_json(line["spec"]): line for line in _lines(path)}
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    made = {"machine": machine(), "versions": versions(), "date": today, "commit": _commit()}
+    made = {"machine": machine(), "versions": versions(), "date": today, "commit": commit()}
     for run in runs:
         metrics = {metric: run.metrics[metric] for metric in METRICS.get(name, run.metrics)}
         new: dict[str, Any] = {"metrics": metrics, "seconds": round(run.seconds, 1), **made}

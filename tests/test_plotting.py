@@ -7,10 +7,7 @@ import matplotlib.pyplot as plt
 import PIL.Image
 import pytest
 import torch
-from matplotlib.collections import PathCollection
 
-from annealed_core.chain import Chain
-from annealed_core.kernels import DiagonalGaussian, Gated
 from annealed_core.targets import ENERGIES
 from annealed_report import figures, plotting
 from annealed_report.statistics import interval
@@ -32,39 +29,27 @@ def shown(monkeypatch):
     return found
 
 
-def rising_line():
-    figure, axes = plotting.panels(1, 1, 2)
-    return figure, lambda frame: axes[0, 0].plot([0, frame])
-
-
 def show(caption, alt):
-    plotting.show(rising_line()[0], caption, alt)
+    figure, axes = plotting.panels(1, 1, 2)
+    axes[0, 0].plot([0, 1])
+    plotting.show(figure, caption, alt)
 
 
-def animate(caption, alt):
-    plotting.show_animation(*rising_line(), 4, caption, alt, milliseconds=50)
-
-
-@pytest.mark.parametrize(("how", "frames"), [(show, 1), (animate, 4)])
-def test_a_figure_is_shown_once_as_an_image_with_its_alternative_text_and_then_a_caption(how, frames, shown):
-    how("**A line.** It rises.", "A rising line")
+def test_a_figure_is_shown_once_as_an_image_with_its_alternative_text_and_then_a_caption(shown):
+    show("**A line.** It rises.", "A rising line")
     (image, about_image), (caption, about_caption) = shown
     assert about_image == {"image/png": {"alt": "A rising line"}}
     assert image._repr_mimebundle_()[1]["image/png"]["alt"] == "A rising line"
     assert caption.data == "**A line.** It rises." and about_caption == {"annealed": "caption"}
     with PIL.Image.open(io.BytesIO(image.data)) as picture:
-        assert (picture.format, getattr(picture, "n_frames", 1)) == ("PNG", frames)
-        if frames > 1:  # it plays by itself, for ever
-            picture.seek(3)
-            assert (picture.info["loop"], picture.info["duration"]) == (0, 2000)
+        assert picture.format == "PNG"
     assert not plt.get_fignums()
 
 
-@pytest.mark.parametrize("how", [show, animate])
 @pytest.mark.parametrize(("caption", "alt"), [("", "alt"), ("caption", None)])
-def test_a_figure_without_caption_or_alternative_text_is_refused(how, caption, alt, shown):
+def test_a_figure_without_caption_or_alternative_text_is_refused(caption, alt, shown):
     with pytest.raises(ValueError, match="a figure needs a caption and an alternative text"):
-        how(caption, alt)
+        show(caption, alt)
     assert not shown
 
 
@@ -72,20 +57,6 @@ def test_the_same_figure_gives_the_same_bytes(shown):
     for _ in range(2):
         plotting.show(figures.densities({"A": ENERGIES["A"]}, columns=1, width=2), "caption", "alt")
     assert shown[0][0].data == shown[2][0].data
-
-
-def test_particles_start_at_the_base_and_end_where_the_chain_ends():
-    generator = torch.Generator().manual_seed(0)
-    chain = Chain(DiagonalGaussian.isotropic(2), Gated(hidden=4).build(2, 3), generator=generator)
-    figure, draw, frames = figures.particles({"avo": chain}, ENERGIES["D"], n=50, pause=2, between=3)
-    positions = []
-    for frame in range(frames):
-        draw(frame)
-        (dots,) = [c for c in figure.axes[0].collections if isinstance(c, PathCollection)]
-        positions.append(torch.as_tensor(dots.get_offsets()))
-    assert frames == 3 * 5 + 2
-    assert torch.equal(positions[0], positions[1]) and torch.equal(positions[-1], positions[-2])
-    assert not torch.equal(positions[1], positions[2]) and not torch.equal(positions[0], positions[-1])
 
 
 def test_a_table_is_markdown_with_numbers_to_the_right_and_its_caption_above(shown):

@@ -36,7 +36,7 @@ _DATA_SEED = 0x5EED_DA7A  # turns the seed of a run into that of its data, anoth
 #: The likelihood of a few validation images, followed through training: every so many epochs, with so many samples.
 FOLLOWED_EPOCHS, FOLLOWED_IMAGES, FOLLOWED_SAMPLES = 5, 500, 100
 GREY_SAMPLES = 100
-VALID_IMAGES, VALID_SAMPLES = 2000, 100  # of the likelihood by which settings can be told apart without the test images
+VALID_IMAGES, VALID_SAMPLES = 2000, 100  # at most, of the likelihood that tells settings apart without the test images
 KERNEL_IMAGES = 1000  # over which it is measured what the kernels earn
 
 
@@ -279,8 +279,8 @@ class MnistProblem(Problem):
         if is_independent:  # what the earlier report called a likelihood, with its number of samples
             looked_at = importance_sampling(model, grey[: len(some)], GREY_SAMPLES, generator=generator)
             found["grey_nll"] = -float(looked_at.log_px.double().mean())
-        samples = self._samples(VALID_SAMPLES)
-        followed = importance_sampling(model, self.valid[:VALID_IMAGES], samples, generator=generator)
+        some, samples = self.valid[: min(VALID_IMAGES, max(2, spec.nll_images))], self._samples(VALID_SAMPLES)
+        followed = importance_sampling(model, some, samples, generator=generator)
         found["valid_nll"], found["valid_nll_se"] = mean_and_error(-followed.log_px)
         if len(model.kernels):
             found |= inference.kernels_at_work(model, self.test[:KERNEL_IMAGES], generator=generator)

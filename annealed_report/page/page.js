@@ -85,6 +85,23 @@ for (const entry of select(".references li")) {
   })));
 }
 
+// what a word of the field means, on hover, by keyboard and at a tap
+const meaning = make("span", { className: "meaning", hidden: true, role: "tooltip" });
+document.body.append(meaning);
+for (const word of select("abbr[data-meaning]")) {
+  word.setAttribute("aria-description", word.dataset.meaning);
+  const say = () => {
+    meaning.textContent = word.dataset.meaning;
+    meaning.hidden = false;
+    const at = word.getBoundingClientRect(), room = document.documentElement.clientWidth - meaning.offsetWidth - 8;
+    meaning.style.left = `${Math.max(8, Math.min(at.left, room)) + scrollX}px`;
+    meaning.style.top = `${at.bottom + 6 + scrollY}px`;
+  };
+  const hush = () => { meaning.hidden = true; };
+  for (const event of ["mouseenter", "focus", "click"]) word.addEventListener(event, say);
+  for (const event of ["mouseleave", "blur"]) word.addEventListener(event, hush);
+}
+
 // figures in their full size
 const enlarged = make("dialog", { className: "enlarged", ariaLabel: "The figure enlarged" });
 document.body.append(enlarged);
