@@ -122,4 +122,4 @@ def play(caption: str) -> None:
 
 if __name__ == "__main__":
     replace_file(FILE, json.dumps(made()).encode())
-    sys.stdout.write(f"wrote {FILE / 'player.json'}\n")
+    sys.stdout.write(f"wrote {FILE}\n")

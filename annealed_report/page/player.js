@@ -27,7 +27,7 @@ for (const root of document.querySelectorAll(".player[data-player]")) {
     const canvas = make("canvas", { width: 2 * SIZE, height: 2 * SIZE, style: "width: 100%; border: 1px solid #ccc" });
     canvas.setAttribute("role", "img");
     const title = make("div", { textContent: data.names[method] });
-    return { method, canvas, figure: make("div", { style: "flex: 1 1 14rem; max-width: 20rem; text-align: center" }, title, canvas) };
+    return { method, canvas, figure: make("div", { style: "flex: 1 1 8rem; max-width: 20rem; text-align: center" }, title, canvas) };
   });
   const draw = () => {
     const t = Number(time.value), before = Math.min(Math.floor(t), last - 1), part = t - before;
