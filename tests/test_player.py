@@ -2,16 +2,20 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from annealed_core import ENERGIES
+from annealed_core import AVO, ENERGIES, Density, Residual
 from annealed_report import player
 from annealed_report.energy_tables import STARTS
 from annealed_report.markdown import sanitise
+from annealed_report.pages import render_page
 
 
 def test_the_committed_particles_begin_alike_and_end_on_the_modes_that_the_runs_keep():
@@ -44,6 +48,30 @@ def test_what_is_made_is_what_the_chains_do(monkeypatch):
     inside = np.abs(z[0]).max(-1) < 3
     assert np.abs(z[-1] - z[0] - 0.4)[inside].max() < 8 / 255 + 1e-9
     assert len(found["contours"]) == player.T + 1 and len(found["contours"][0]) == len(player.LEVELS)  # one round mode
+
+
+def test_a_chain_is_the_one_of_that_many_steps_and_at_first_untrained(monkeypatch):
+    asked = []
+    monkeypatch.setattr(player, "run", lambda spec: asked.append(spec) or SimpleNamespace(chain="trained"))
+    assert player.trained("residual", "avo", 100) == "trained"
+    (spec,) = asked
+    assert spec == Density(target="D", n_transitions=player.T, steps=100, kernel=Residual(), objective=AVO())
+    chain = player.trained("residual", "avo", 0)
+    torch.manual_seed(0)
+    fresh = spec.kernels()
+    assert len(asked) == 1 and len(chain) == player.T
+    for ours, theirs in zip(chain.kernels, fresh, strict=True):
+        assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+
+
+def test_a_page_numbers_it_as_a_figure_and_draws_it_by_its_own_script(tmp_path):
+    caption = new_output("display_data", {"text/markdown": "To play with."}, metadata={"annealed": "caption"})
+    html = new_output("display_data", {"text/html": "<div class='player' data-player='{}'></div><script>x</script>"})
+    notebook = new_notebook(cells=[new_code_cell("player.play()", outputs=[html, caption])])
+    page = BeautifulSoup(render_page(notebook, "a", {"a": "A"}, tmp_path), "html.parser")
+    assert page.select_one("#figure-1 figcaption").get_text() == "Figure 1. To play with."
+    assert page.select_one("#figure-1 .player")["data-player"] == "{}"
+    assert sum(player.SCRIPT.read_text() in script.get_text() for script in page.select("script")) == 1
 
 
 def test_the_notebook_shows_the_data_with_a_script_which_a_page_leaves_to_its_own(monkeypatch):
