@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import contourpy
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from IPython.display import HTML, Markdown, display
@@ -76,8 +76,10 @@ def _contours(target: Any) -> list[str]:
     """The contour lines of a density."""
     z, _ = evidence.grid(SIDE, 80, torch.float32)
     density = (log_f := target.log_prob(z)).sub(log_f.max()).exp().numpy()
-    found = contourpy.contour_generator(z[..., 0].numpy(), z[..., 1].numpy(), density)
-    return [_coded(line) for level in LEVELS for line in found.lines(level)]
+    figure, axes = panels(1, 1)
+    found = axes[0, 0].contour(z[..., 0].numpy(), z[..., 1].numpy(), density, levels=LEVELS)
+    plt.close(figure)
+    return [_coded(line) for lines in found.allsegs for line in lines]
 
 
 @cache

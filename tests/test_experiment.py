@@ -116,6 +116,7 @@ def test_the_key_is_of_the_fields_whatever_their_order_and_changes_with_each(sto
     assert folder_of(again) == folder_of(SHORT) and list(fields) != sorted(fields) and name == "Density"
     changed = {"target": "A", "kernel": Residual(hidden=8), "n_transitions": 3, "objective": ELBO(), "steps": 21}
     changed |= {"batch": 17, "samples": 501, "seed": 1, "lr": 0.01, "lr_schedule": "cosine", "beta1": 0.5, "clip": 1.0}
+    changed |= {"base_scale": 2.0}
     assert changed.keys() | {"name"} == fields.keys()
     others = [SHORT.replace(**{field: value}) for field, value in changed.items()]
     others += [SHORT.replace(kernel=Gated(hidden=9)), SHORT.replace(objective=AVO(alphas=GeometricAlphas()))]
