@@ -123,8 +123,8 @@ ADVICE = (
         *("log p(x), encoder's samples − AIS", _SAMPLES, "a VAE on MNIST, 100 images"),
     ),
     (
-        "stochastic kernels of any kind",
-        "let them see the target (`Leapfrog`); gated ones are of no use",
+        "stochastic kernels in an auto-encoder",
+        "let them see the target (`Leapfrog`); gated ones are of no use there",
         *("bound, HVI − VAE", _SEES, "MNIST, ten epochs of 20,000 images; validation images"),
     ),
 )
