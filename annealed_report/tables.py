@@ -140,7 +140,7 @@ def quarter(runs: Sequence[Any], base: str) -> list[Row]:
         row["gap of 200 weights"] = mean(run.metrics["iw_gap"] for run in own)
         row["modes' error"] = text(mean(run.metrics["mode_error"] for run in own), 3)
         rows.append(row)
-    return rows
+    return sorted(rows, key=lambda row: (row["T"], row["method"]))
 
 
 def chains(runs: Sequence[Any]) -> list[Row]:
