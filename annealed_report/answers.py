@@ -95,7 +95,7 @@ ADVICE = (
     (
         "… and a choice of how kernels start",
         "close their gates, near the identity",
-        *(_OF_GATES, _GATE, "two of these energies, by ELBO and AVO"),
+        *(_OF_GATES, _GATE, "two of these energies, by the ELBO"),
     ),
     (
         "a VAE on images",

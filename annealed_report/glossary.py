@@ -26,7 +26,7 @@ MEANINGS = {
     "Pareto k": "how heavy the tail of weights is: above 0.7 their mean is not to be relied on",
     "quadrature": "integration on a grid, exact to the digits shown",
     "total variation": "distance of two distributions, from 0 (the same) to 1 (apart)",
-    "warm-up": "the weight of the prior, beta, rises to 1 in the first part of training",
+    "warm-up": "the weight of the KL term, beta, rises to 1 in the first part of training",
 }
 _TERM = re.compile(rf"(?<![\w-])(?:{'|'.join(sorted(map(re.escape, MEANINGS), key=len, reverse=True))})(?![\w-])")
 _PLAIN = ("a", "abbr", "cite", "code", "h1", "h2", "h3", "h4", "pre", "table", "em")  # in which nothing is marked

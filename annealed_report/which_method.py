@@ -136,7 +136,7 @@ class Compared(Density):
 
     def untrained(self, target: Any) -> Chain:
         """The chain at the start, towards that target."""
-        base = DiagonalGaussian.isotropic(target.dim, base_scale(target))
+        base = DiagonalGaussian.isotropic(target.dim, self.scale)
         return chain_of(base, self.kernels(), target=lambda: target)
 
     def evaluations_per_sample(self) -> float:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from annealed_report import answers, forest
+from annealed_report import answers, fair, forest
 from annealed_report.claims import rows
 from annealed_report.statistics import WORDS, Interval
 
@@ -19,6 +19,11 @@ def test_the_answer_and_its_findings_are_said_by_the_committed_records():
     assert len(lines) == 5
     for line in lines:
         assert len(re.findall(r"−?[\d.]+ ± [\d.]+", line)) == 1 and len(re.findall(r"\]\(\d\d_", line)) == 1, line
+
+
+def test_the_three_energies_of_seven_are_those_whose_modes_are_apart():
+    assert "three energies of seven" in answers.findings(rows("full"))
+    assert (len(fair.SEPARATED), len(fair.SETTINGS)) == (3, 7)
 
 
 def test_advice_is_short_and_each_line_has_its_evidence():

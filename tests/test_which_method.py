@@ -9,6 +9,7 @@ from torch.distributions import Bernoulli
 
 from annealed_core.dais import Leapfrog
 from annealed_core.description import from_json, to_json
+from annealed_core.energies import find
 from annealed_core.nested import NVI
 from annealed_core.objectives import AVO, ELBO, IWAE
 from annealed_core.running.experiment import run
@@ -204,3 +205,8 @@ def test_claims_read_records_of_their_studies():
     assert (
         by_text["Funnel-10: a trained chain's log Z from 2,000 samples is off by at most 0.003"].contrast(runs).mean > 0
     )
+
+
+def test_a_chain_whose_evaluations_are_counted_starts_as_the_one_that_is_trained():
+    assert Compared(target="D", base_scale=3.0).untrained(find("D")).base.scale.tolist() == [3.0, 3.0]
+    assert Compared(target="ring8").untrained(find("ring8")).base.scale.tolist() == [5.0, 5.0]
