@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
 import seaborn as sns
-from IPython.display import Image, Markdown, display
+from IPython.display import SVG, Image, Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -37,7 +37,8 @@ COLOURS |= {"quick": _grey, "full": _blue, "less": "#5b4a8a", "more": "#a99bd0"}
 
 STYLE = {
     "figure.dpi": 110,
-    "savefig.dpi": 110,
+    "savefig.dpi": 160,
+    "svg.hashsalt": "annealed",  # so that the same figure gives the same bytes
     "figure.constrained_layout.use": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -58,22 +59,37 @@ def panels(
     return plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
 
 
-def show(figure: Figure, caption: str, alt: str) -> None:
-    """Show a figure once, as an image in 256 colours, with its caption below; the figure is closed.
+#: Bytes above which a figure is shown in pixels, not as lines.
+LARGEST_SVG = 100_000
 
-    `caption` says in Markdown what to see, and the report's pages number it; `alt` says what a reader who can't see the
-    image should know.
+
+def show(figure: Figure, caption: str, alt: str, lines: bool = True) -> None:
+    """Show a figure once with its caption below, as SVG where it is of few lines, else in pixels; it is closed.
+
+    `lines=False` asks for pixels. `caption` says in Markdown what to see, and the report's pages number it; `alt` says
+    what a reader who can't see the image should know.
     """
     if not caption or not alt:
         raise ValueError("a figure needs a caption and an alternative text")
-    drawn, smaller = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", bbox_inches="tight", pad_inches=0.06)
+    drawn, border = io.BytesIO(), dict[str, Any](bbox_inches="tight", pad_inches=0.06)
+    if lines := lines and not any(axes.images for axes in figure.axes):
+        figure.savefig(drawn, format="svg", metadata={"Date": None}, **border)
+        lines = drawn.tell() <= LARGEST_SVG
+    if lines:
+        display(SVG(drawn.getvalue().decode()), metadata={"image/svg+xml": {"alt": alt}})
+    else:
+        display(Image(_pixels(figure, **border), alt=alt), metadata={"image/png": {"alt": alt}})
     plt.close(figure)
-    # 256 colours give a third of the size, and for the eye no difference
+    display(Markdown(caption), metadata={"annealed": "caption"})
+
+
+def _pixels(figure: Figure, **border: Any) -> bytes:
+    """As PNG in 256 colours, which gives a third of the size, and for the eye no difference."""
+    drawn, smaller = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", **border)
     picture = PIL.Image.open(drawn).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE)
     picture.save(smaller, "PNG", optimize=True)
-    display(Image(smaller.getvalue(), alt=alt), metadata={"image/png": {"alt": alt}})
-    display(Markdown(caption), metadata={"annealed": "caption"})
+    return smaller.getvalue()
 
 
 def table(rows: Sequence[Mapping[str, Any]], caption: str | None = None) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from annealed_core.description import Whole
 from annealed_core.judging.disentanglement import mutual_information_gap
-from annealed_core.running.mnist import Mnist, MnistProblem
+from annealed_report.varied import Varied, VariedProblem
 
 PLACES, RADII, NORMS = range(7, 21), (2.5, 3.5, 4.5, 5.5), (2.0, 1.0, float("inf"))
 _HELD_OUT = 300  # validation images, and as many test images
@@ -34,10 +34,10 @@ def sprites() -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(factors)
 
 
-class Sprites(Mnist):
+class Sprites(Varied):
     """An auto-encoder trained on all sprites but 600; fields as of `Mnist`.
 
-    `metrics` has beside those of `Mnist` the `gap`, the mutual information gap over all sprites.
+    `metrics` has beside those of `Varied` the `gap`, the mutual information gap over all sprites.
     """
 
     train_images: Annotated[int, Whole(2, 2352 - 2 * _HELD_OUT)] = 2352 - 2 * _HELD_OUT
@@ -54,7 +54,7 @@ class Sprites(Mnist):
         return SpritesProblem(spec, device)
 
 
-class SpritesProblem(MnistProblem):
+class SpritesProblem(VariedProblem):
     """One auto-encoder on sprites."""
 
     def images(self, device: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -452,7 +452,7 @@ def claims() -> list[Any]:
     """The claims of these studies, in the form of `claims.CLAIMS`."""
     from annealed_report.claims import Claim
 
-    bars, every, k8 = "10_which_method#Bars", "10_which_method#Every method", "10_which_method#MNIST"
+    bars, every, k8 = "11_which_method#Bars", "11_which_method#Every method", "11_which_method#MNIST"
 
     def error_less(bar: float) -> Callable[[dict[str, Any]], float]:
         return lambda metrics: metrics["log_z_error_2000"] - bar

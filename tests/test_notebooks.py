@@ -33,7 +33,7 @@ def parameters(path):
 
 
 def test_the_pages_are_there():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09"]
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10"]
 
 
 @every_notebook
@@ -74,8 +74,8 @@ def test_every_image_has_alternative_text_and_a_caption(path):
     for cell in cells(path):
         outputs = cell.get("outputs", [])
         for n, output in enumerate(outputs):
-            if "image/png" in output.get("data", {}):
-                assert output.metadata["image/png"]["alt"], f"an image without alternative text: {cell.source[:80]}"
+            for kind in {"image/png", "image/svg+xml"} & set(output.get("data", {})):
+                assert output.metadata[kind]["alt"], f"an image without alternative text: {cell.source[:80]}"
                 assert outputs[n + 1].metadata["annealed"] == "caption", f"no caption: {cell.source[:80]}"
 
 

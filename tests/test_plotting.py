@@ -38,11 +38,36 @@ def show(caption, alt):
 def test_a_figure_is_shown_once_as_an_image_with_its_alternative_text_and_then_a_caption(shown):
     show("**A line.** It rises.", "A rising line")
     (image, about_image), (caption, about_caption) = shown
-    assert about_image == {"image/png": {"alt": "A rising line"}}
-    assert image._repr_mimebundle_()[1]["image/png"]["alt"] == "A rising line"
+    assert about_image == {"image/svg+xml": {"alt": "A rising line"}} and image.data.startswith("<svg")
     assert caption.data == "**A line.** It rises." and about_caption == {"annealed": "caption"}
+    assert not plt.get_fignums()
+
+
+def of_many_lines():
+    figure, axes = plotting.panels(1, 1, 2)
+    axes[0, 0].scatter(*torch.randn(2, 9000).numpy())
+    return figure, True
+
+
+def of_pixels():
+    figure, axes = plotting.panels(1, 1, 2)
+    axes[0, 0].imshow(torch.rand(4, 4).numpy())
+    return figure, True
+
+
+def of_one_line():
+    return plotting.panels(1, 1, 2)[0], False
+
+
+@pytest.mark.parametrize("made", [of_many_lines, of_pixels, of_one_line])
+def test_what_is_not_of_few_lines_is_shown_in_pixels(shown, made):
+    figure, lines = made()
+    plotting.show(figure, "caption", "A cloud", lines=lines)
+    (image, about_image), _ = shown
+    assert about_image == {"image/png": {"alt": "A cloud"}}
+    assert image._repr_mimebundle_()[1]["image/png"]["alt"] == "A cloud"
     with PIL.Image.open(io.BytesIO(image.data)) as picture:
-        assert picture.format == "PNG"
+        assert picture.format == "PNG" and len(picture.getcolors()) <= 256
     assert not plt.get_fignums()
 
 
@@ -53,9 +78,10 @@ def test_a_figure_without_caption_or_alternative_text_is_refused(caption, alt, s
     assert not shown
 
 
-def test_the_same_figure_gives_the_same_bytes(shown):
+@pytest.mark.parametrize("lines", [True, False])
+def test_the_same_figure_gives_the_same_bytes(shown, lines):
     for _ in range(2):
-        plotting.show(figures.densities({"A": ENERGIES["A"]}, columns=1, width=2), "caption", "alt")
+        plotting.show(figures.densities({"A": ENERGIES["A"]}, columns=1, width=2), "caption", "alt", lines=lines)
     assert shown[0][0].data == shown[2][0].data
 
 

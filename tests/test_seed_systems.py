@@ -12,12 +12,13 @@ from annealed_core.judging.disentanglement import mutual_information, mutual_inf
 from annealed_core.objectives import ELBO
 from annealed_core.running.experiment import run
 from annealed_core.running.mnist import Mnist
-from annealed_core.schedules import value_at
+from annealed_core.schedules import Between, Linear, value_at
 from annealed_core.vae import IterativeVAE
-from annealed_core.variants import MIWAE
+from annealed_core.variants import MIWAE, BetaELBO, Relaxed
 from annealed_report import seed_systems
 from annealed_report.seed_systems import ITERATIONS, RATES, SAMPLES, STARTS, Amortised, effect, rises
 from annealed_report.sprites import Sprites, sprites
+from annealed_report.varied import Varied
 
 STUDIED = {study.__name__: study() for study in seed_systems.STUDIES}
 FEW = {"train_images": 300, "epochs": 2, "width": 16, "latents": 4, "nll_images": 30, "nll_samples": 5}
@@ -69,6 +70,26 @@ def test_an_auto_encoder_is_trained_on_sprites(store):
         Sprites(train_images=2352)
 
 
+# ---- variants of the bound
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.filterwarnings("ignore:schedule")
+def test_a_variant_is_judged_as_it_ends_and_its_kl_term_has_three_parts(store):
+    spec = Varied(objective=BetaELBO(Between(0, 5, Linear(0.0, 0.5))), **FEW)
+    problem = Varied.problem([spec])
+    for elbo in (-1.0, -2.0):  # the bound of the validation images falls
+        problem._recent.append(torch.zeros(1))
+        problem._bound = lambda x, generator, elbo=elbo: {"elbo": elbo, "kl": 0.0}
+        problem.record()
+    assert problem.best["elbo"] == -2
+    found = run(spec)
+    parts = [found.metrics[name] for name in ("information", "correlation", "dimensionwise")]
+    assert sum(parts) == pytest.approx(found.metrics["kl"], abs=0.3) and 0 < parts[0] < math.log(1000)
+    mixed = Varied(objective=Relaxed(ELBO(), 1.0), groups=2, **FEW)
+    assert "information" not in run(mixed).metrics
+
+
 # ---- iterative inference on a decoder that stands still
 
 
@@ -86,6 +107,9 @@ def test_encoder_and_iterative_inference_are_held_against_the_best_gaussian(stor
         decoder = run(model).vae.decoder.state_dict()
         assert all(torch.equal(value, decoder[name]) for name, value in found.vae.decoder.state_dict().items())
         assert run(spec).metrics == found.metrics and spec.label.startswith(f"amortised-{iterations}-")
+        assert len(found.metrics.get("stage_elbos", ())) == iterations
+        if iterations:
+            assert found.metrics["stage_elbos"][-1] == pytest.approx(found.metrics["elbo"], abs=3)
 
 
 def test_encoder_and_iterative_inference_have_as_many_steps_and_draws():

@@ -1,0 +1,100 @@
+"""What page 11 shows of AVO among its relatives: rows of its tables, and its figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from annealed_core.nested import NVI
+from annealed_report.comparison import select
+from annealed_report.plotting import intervals, panels
+from annealed_report.statistics import Interval, interval
+from annealed_report.tables import Row, mean
+from annealed_report.which_method import BARS, BUDGETS, K8, METHODS, PUBLISHED, RING, of_method
+
+TARGETS = {"D": "D", "ring8": "ring of 8", "gmm40": "GMM-40", "funnel": "funnel-10"}
+TARGETS |= {"many_well": "many-well-32", "logistic": "regression"}
+assert list(TARGETS) == list(BUDGETS)
+#: What is drawn: the metric, its name, and whether its logarithm colours it.
+DRAWN = {
+    "log_z_error_2000": ("error of log Z (nats)", True),
+    "mode_error": ("error of the modes' masses", False),
+    "ess": ("effective samples, a share", False),
+}
+
+
+def _mean(runs: Sequence[Any], metric: str) -> Interval | None:
+    return mean(run.metrics[metric] for run in runs if run.metrics.get(metric) is not None)
+
+
+def every(runs: Sequence[Any]) -> Figure:
+    """Every method on every target: error of log Z, error of the modes' masses, effective samples; means over seeds."""
+    figure, axes = panels(1, len(DRAWN), 10.0, 5.6, sharey=True)
+    for each, (metric, (title, logarithm)) in zip(axes[0], DRAWN.items(), strict=True):
+        found = [[_mean(of_method(runs, method, target), metric) for target in TARGETS] for method in METHODS]
+        values = np.array([[math.nan if one is None else one.mean for one in row] for row in found])
+        colours = np.log10(values) if logarithm else values if metric == "mode_error" else 1 - values
+        written = [["" if math.isnan(v) else f"{v:.2g}".replace("0.", ".") for v in row] for row in values]
+        style = {"cmap": "mako_r", "cbar": False, "annot_kws": {"size": 7}, "linewidths": 0.5}
+        sns.heatmap(colours, annot=np.array(written), fmt="", ax=each, **style)
+        each.set_title(title)
+        each.set_xticklabels(TARGETS.values(), rotation=60, ha="right")
+    axes[0, 0].set_yticklabels(METHODS, rotation=0)
+    return figure
+
+
+def ranked(runs: Sequence[Any]) -> Figure:
+    """The methods by their error of log Z: the geometric mean over targets, seed by seed."""
+    figure, ((axes,),) = panels(1, 1, 6.5, 4.6)
+    groups = {}
+    for method in METHODS:
+        by_target = [of_method(runs, method, target) for target in TARGETS]
+        logs = [
+            sum(math.log10(max(1e-4, run.metrics["log_z_error_2000"])) for run in seed) / len(seed)
+            for seed in zip(*by_target, strict=True)
+        ]
+        groups[method] = {"error": interval(logs)}
+    best_first = dict(sorted(groups.items(), key=lambda item: item[1]["error"].mean))
+    intervals(axes, best_first, "log10 of the error of log Z (nats), mean over targets")
+    return figure
+
+
+def bars(runs: Sequence[Any]) -> list[Row]:
+    """A trained chain on each of the harder targets, beside what was published."""
+    rows = []
+    for target in BARS:
+        found = select(runs, target=target)
+        published = "; ".join(f"{value:g} ({who})" for who, value in PUBLISHED.get(target, {}).items()) or "–"
+        row: Row = {"target": TARGETS[target], "error of log Z": _mean(found, "log_z_error_2000")}
+        row |= {"published": published, "ESS": _mean(found, "ess"), "modes' error": _mean(found, "mode_error")}
+        row["evaluations, millions"] = _mean(found, "evaluations_training")
+        if (evaluated := row["evaluations, millions"]) is not None:
+            row["evaluations, millions"] = round(evaluated.mean / 1e6, 1)
+        rows.append(row | {"minutes": mean(run.seconds / 60 for run in found)})
+    return rows
+
+
+def ring(runs: Sequence[Any]) -> list[Row]:
+    """NVIR on the ring of eight with the published budget, and NVI at K = 8."""
+    rows = []
+    for k, objective in [*((k, NVI(resample=True)) for k in RING), (8, NVI())]:
+        found = select(runs, objective=objective, n_transitions=k - 1)
+        row: Row = {"method": "NVIR" if objective.resample else "NVI", "K": k}
+        row |= {"ESS of 100": mean(100 * run.metrics["ess_100"] for run in found), "log Z": _mean(found, "log_z_100")}
+        rows.append(row | {"modes' error": _mean(found, "mode_error")})
+    return rows
+
+
+def equal_passes(runs: Sequence[Any]) -> list[Row]:
+    """UHA, IWAE and the VAE going on alone, from one trained VAE."""
+    rows = []
+    for name, fields in K8.items():
+        found = select(runs, **{"kernel": None, **fields})
+        row: Row = {"method": name, "NLL": _mean(found, "nll"), "bound": _mean(found, "elbo")}
+        rows.append(row | {"minutes": mean(run.seconds / 60 for run in found)})
+    return rows
