@@ -156,6 +156,7 @@ GROUPS = {
     ),
     "warm-up and cycles": ("04",),
     "a model learned with its posterior": ("08", "05_verdict#The small"),
+    "other systems": ("10",),
 }
 
 
