@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from annealed_core.running.system import diverted_stderr, own_settings, replace_file
+from annealed_core.running.system import diverted_stderr, own_settings, replace_file, seed_generators
 
 
 @contextlib.contextmanager
@@ -103,6 +103,13 @@ def test_what_is_written_to_stderr_is_diverted(capfd):
         file.seek(0)
         assert file.read() == b"said"
     assert capfd.readouterr().err == ""
+
+
+def test_random_state_is_set_as_torch_sets_it():
+    torch.manual_seed(3)
+    expected = torch.rand(5)
+    seed_generators(3)
+    assert torch.equal(torch.rand(5), expected)
 
 
 def test_replace_file_makes_folders_and_replaces(tmp_path):

@@ -25,7 +25,7 @@ from annealed_core.fit import adam, maximise
 from annealed_core.running.code import code_version
 from annealed_core.running.outcome import ChainDistribution, doubts, to_arviz
 from annealed_core.running.store import Folder, key
-from annealed_core.running.system import keep_memory, own_settings
+from annealed_core.running.system import keep_memory, own_settings, seed_generators
 from annealed_core.vae import VAE
 
 SECONDS_BETWEEN_CHECKPOINTS = 2.0
@@ -316,7 +316,7 @@ def train(specs: Sequence[Experiment], device: str = "cpu", compile: bool = Fals
         checkpoints = places[0] if len(places) == 1 or not kept else Folder.of_stack([p for p in places if p])
         label = chosen[0].label if len(chosen) == 1 else f"{len(chosen)} x {chosen[0].label.rpartition('-')[0]}"
         with own_settings(device):
-            torch.manual_seed(chosen[0].seed)
+            seed_generators(chosen[0].seed, device)
             problem = type(chosen[0]).problem(chosen, device, compile)
             histories, seconds = _maximise(problem, chosen, checkpoints, label)
             begun = time.perf_counter()
@@ -363,7 +363,7 @@ def finished(spec: Any, trained: Trained, device: str = "cpu") -> Run:
     if trained.failure is not None:
         raise TrainingError(trained.failure)
     with own_settings(device):
-        torch.manual_seed(spec.seed)
+        seed_generators(spec.seed, device)
         model, chain = spec.restore(trained.weights, device)
     return Run(spec, trained.metrics, trained.history, trained.seconds, model, chain)
 

@@ -136,7 +136,8 @@ class Folder:
             self._clear("result.json")
         buffer = io.BytesIO()
         torch.save(dict(tensors), buffer)
-        self._write(name, buffer.getvalue())
+        # Weights that are lost with the power are seen to be, by result.json, for which the disk is waited.
+        self._write(name, buffer.getvalue(), at_once=name != "weights.pt")
 
     def load(self, name: str, like: Mapping[str, Any] | None = None) -> Any | None:
         """What `save` saved, or None where it is missing or damaged; never executes pickled code.
@@ -188,11 +189,11 @@ class Folder:
         _say(f"{self.path / name}: {what}; it counts as absent")
         return None
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, content: bytes, at_once: bool = True) -> None:
         if (self.path / name).is_dir():
             self._clear(name)
         with self._writing(name):
-            replace_file(self.path / name, content)
+            replace_file(self.path / name, content, at_once)
 
     def _clear(self, name: str) -> None:
         """Delete a file; a folder of that name is moved aside."""
@@ -203,8 +204,9 @@ class Folder:
             path.unlink(missing_ok=True)
 
     def _forget_temporaries(self) -> None:
-        for path in (path for end in ("pt", "json") for path in self.path.glob(f".*.{end}-????????")):
-            self._clear(path.name)
+        for path in self.path.glob(".*-????????"):
+            if path.suffix.startswith((".pt-", ".json-")):
+                self._clear(path.name)
 
     @contextlib.contextmanager
     def _writing(self, name: str) -> Iterator[None]:

@@ -75,6 +75,16 @@ def own_settings(device: str | torch.device = "cpu") -> Iterator[None]:
         yield
 
 
+def seed_generators(seed: int, device: str | torch.device = "cpu") -> None:
+    """Set torch's random state on the CPU, and on a CUDA device.
+
+    As `torch.manual_seed`, which without a GPU notes each call, with where it came from, for one that might follow.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.device(device).type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+
+
 @contextmanager
 def diverted_stderr() -> Iterator[IO[bytes]]:
     """Let this process, and those it starts meanwhile, write their stderr to the file that this yields."""
@@ -92,18 +102,24 @@ def diverted_stderr() -> Iterator[IO[bytes]]:
         os.close(terminal)
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, at_once: bool = True) -> None:
     """Write a file so that at any moment either the old or the new one is there, whole.
 
-    Raises OSError where that can't be; a process that is killed meanwhile leaves `.<name>-????????` behind.
+    Raises OSError where that can't be; a process that is killed meanwhile leaves `.<name>-????????` behind. Without
+    `at_once` the disk is not waited for: should the power fail within seconds, the file may be lost or cut off.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    place: dict[str, Any] = {"dir": path.parent, "prefix": f".{path.name}-"}
+    try:
+        handle, temporary = tempfile.mkstemp(**place)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(**place)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if at_once:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
