@@ -29,7 +29,7 @@ from annealed_report.folded_line import apart, folded_line
 from annealed_report.followed import Followed
 from annealed_report.posterior import posterior_alone, quarter
 from annealed_report.which_method import which_bars, which_method, which_mnist, which_ring
-from annealed_report.working import chains, working
+from annealed_report.working import chains, robust, working
 
 SEEDS = range(10)
 ENERGIES = ("A", "B", "C", "D", "E", "F")
@@ -313,7 +313,7 @@ _GRIDS = (grid, objectives, kernels, initialisation, momentum, length, compute, 
 _DENSITY = (*_GRIDS, ring8, best, tuning, tuned, starts)
 _MNIST = (mnist, long, anatomy, faultless, agreement, regime, chosen, schedules, pruning, robustness, collapse)
 DENSITY_STUDIES: dict[str, Callable[[], Sequence[Experiment]]] = {study.__name__: study for study in _DENSITY}
-_OTHERS = (folded_line, apart, posterior_alone, quarter, chains, working, *seed_systems.STUDIES)
+_OTHERS = (folded_line, apart, posterior_alone, quarter, chains, working, robust, *seed_systems.STUDIES)
 _WHICH = (which_method, which_bars, which_ring, which_mnist)
 STUDIES = DENSITY_STUDIES | {study.__name__: study for study in (*_MNIST, *_OTHERS, *_WHICH)}
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from annealed_core import AVO, ELBO
+from annealed_core.schedules import value_at
 from annealed_report import results, working
 
 
@@ -53,3 +54,15 @@ def test_four_methods_are_judged_with_the_chain_that_the_records_choose(monkeypa
         assert avo.replace(objective=hvi.objective) == hvi
     monkeypatch.setattr(results, "load", lambda *_: [])
     assert working.working() == []
+
+
+def test_what_minds_the_warm_up_is_asked_at_every_corner_with_the_chosen_chain(monkeypatch):
+    specs = working.robust()
+    betas = {spec.objective.beta for spec in specs}
+    assert len(specs) == 3 * 2 * 4 and betas == set(working.CORNERS)
+    assert all(value_at(spec.objective.beta, spec.n_steps) == 1 for spec in specs)
+    runs = [SimpleNamespace(spec=spec) for spec in specs]
+    sides = [[run.spec.seed for run in working.of_line(runs, name)] for name in ("HVI", "HVI-AVO")]
+    assert sides[0] == sides[1] == [seed for seed in (20, 21, 22) for _ in betas]
+    monkeypatch.setattr(results, "load", lambda *_: [])
+    assert working.robust() == []
