@@ -36,7 +36,9 @@ def dask(tmp_path_factory):
 
 
 def pids(cluster):
-    return [worker.pid for worker in cluster.workers.values() if getattr(worker, "pid", None)]
+    """Of the workers that have come to work: one that is killed before is given up by Dask."""
+    nannies = [worker for worker in cluster.workers.values() if getattr(worker, "pid", None)]
+    return [nanny.pid for nanny in nannies if nanny.worker_address in cluster.scheduler.workers]
 
 
 def test_the_runs_of_a_cluster_are_those_of_this_machine_and_are_kept_without_a_common_disk(store, dask, monkeypatch):

@@ -367,7 +367,7 @@ def test_a_run_that_was_stopped_ends_as_if_nothing_had_happened(
 ):
     spec, save, writes = CONTINUED[name], Folder.save, []
 
-    def stopping_save(self, name, tensors):
+    def stopping_save(self, name, tensors, at_once=True):
         writes.append(name)
         if (where, name) == ("before weights", "weights.pt"):
             raise Killed
@@ -378,7 +378,7 @@ def test_a_run_that_was_stopped_ends_as_if_nothing_had_happened(
         if where == f"after checkpoint {len(writes)}":
             raise Killed
 
-    def stopping_result(self, result):
+    def stopping_result(self, result, at_once=True):
         raise Killed
 
     with monkeypatch.context() as patch:
@@ -406,7 +406,7 @@ if type(spec).__name__ == "Mnist":
     parts = [data.Images(p.images[:n], p.labels[:n]) for p, n in zip(data.load_mnist(), (1000, 300, 300))]
     data.load_mnist = lambda: parts
 save, steps = store.Folder.save, []
-def kill_after_the_first_checkpoint(self, name, tensors):
+def kill_after_the_first_checkpoint(self, name, tensors, at_once=True):
     save(self, name, tensors)
     if kill and name == "checkpoint.pt":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -10,8 +10,9 @@ Partition, account and time of Slurm's jobs are what $SBATCH_PARTITION, $SBATCH_
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from annealed_core.running import store
@@ -62,3 +63,22 @@ def deaths(error: BaseException) -> int:
     """How many workers died of what raised this: 0 for an error of another kind, 2 where the engine has tried again."""
     names = {"KilledWorker": 2, "UncompletedJobError": 1}  # of distributed, of submitit
     return 2 if isinstance(error, WorkerDied) else names.get(type(error).__name__, 0)
+
+
+def submit_all(executor: Any, work: Callable[..., Any], messages: Sequence[Any]) -> list[Any]:
+    """A future for each call of `work` with a message; Dask takes them all in one call, in a third of the time."""
+    tokens = [uuid.uuid4().hex for _ in messages]  # they set calls apart: Dask takes equal ones for one
+    if messages and hasattr(executor, "gather"):
+        found: list[Any] = executor.map(work, messages, tokens)
+        return found
+    return [executor.submit(work, *call) for call in zip(messages, tokens, strict=True)]
+
+
+def results_of(executor: Any, futures: Sequence[Any]) -> dict[int, Any]:
+    """By the id of a future what it came to, of those of Dask that ended well: fetched at once and not one by one."""
+    good = [future for future in futures if getattr(future, "status", "") == "finished"]
+    if not good or not hasattr(executor, "gather"):
+        return {}
+    with suppress(Exception):  # a worker that holds one may die meanwhile: each is then asked by itself
+        return dict(zip(map(id, good), executor.gather(good), strict=True))
+    return {}

@@ -343,8 +343,10 @@ def _write(folder: Folder | None, spec: Experiment, trained: Trained) -> None:
     if folder is None:
         return
     if trained.failure is None:
-        folder.save("weights.pt", trained.weights)
-        folder.write_result({"metrics": trained.metrics, "history": trained.history, "seconds": trained.seconds})
+        at_once = trained.seconds > 1  # else it is sooner made again, should the power fail, than the disk waited for
+        folder.save("weights.pt", trained.weights, at_once)
+        result = {"metrics": trained.metrics, "history": trained.history, "seconds": trained.seconds}
+        folder.write_result(result, at_once)
     elif not own_objects(spec):  # one's own target may be mended, and keep its name
         folder.write_failure(trained.failure)
 

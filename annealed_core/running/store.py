@@ -115,9 +115,9 @@ class Folder:
             return found
         return self._odd("weights.pt", "is missing, or not what result.json was written with")
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
+    def write_result(self, result: Mapping[str, Any], at_once: bool = True) -> None:
         """Keep metrics, history and seconds with the weights that were saved before: from now on the run is done."""
-        self._write("result.json", json.dumps({**result, "weights": self._digest()}, indent=1).encode())
+        self._write("result.json", json.dumps({**result, "weights": self._digest()}, indent=1).encode(), at_once)
         self._clear("failed.json")
 
     def failure(self) -> str | None:
@@ -130,14 +130,13 @@ class Folder:
         self._clear("result.json")
         self._write("failed.json", json.dumps({"error": error}, indent=1).encode())
 
-    def save(self, name: str, tensors: Mapping[str, Any]) -> None:
+    def save(self, name: str, tensors: Mapping[str, Any], at_once: bool = True) -> None:
         """Save a dict of tensors and plain values, nested or not; new weights end an old result."""
         if name == "weights.pt":
             self._clear("result.json")
         buffer = io.BytesIO()
         torch.save(dict(tensors), buffer)
-        # Weights that are lost with the power are seen to be, by result.json, for which the disk is waited.
-        self._write(name, buffer.getvalue(), at_once=name != "weights.pt")
+        self._write(name, buffer.getvalue(), at_once)
 
     def load(self, name: str, like: Mapping[str, Any] | None = None) -> Any | None:
         """What `save` saved, or None where it is missing or damaged; never executes pickled code.

@@ -7,7 +7,6 @@ import os
 import pickle
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -19,7 +18,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from annealed_core.description import own_objects
 from annealed_core.fit import maximise
-from annealed_core.running.cluster import connected, deaths
+from annealed_core.running.cluster import connected, deaths, results_of, submit_all
 from annealed_core.running.code import code_version
 from annealed_core.running.experiment import (
     Experiment,
@@ -181,7 +180,7 @@ def sweep(
 def _collect(
     executor: Any,
     work: Callable[..., bytes],
-    packed: Iterable[tuple[list[Experiment], bytes]],
+    packed: Sequence[tuple[list[Experiment], bytes]],
     pack: Callable[[list[Experiment]], bytes | None],
 ) -> Iterator[tuple[list[Experiment], list[Trained], bool]]:
     """What becomes of the groups, in the order in which they end; nothing of those that can't be loaded there.
@@ -189,22 +188,25 @@ def _collect(
     Each comes with whether workers died of it. A group that two workers died of is tried once more run by run.
     """
 
-    def submit(group: list[Experiment], message: bytes | None, died: int = 0) -> tuple[Any, list[Experiment], int]:
-        # The token sets calls apart: Dask takes equal ones for one.
-        return executor.submit(work, message, uuid.uuid4().hex), group, died
+    def submit(groups: list[list[Experiment]], messages: list[Any], died: int = 0) -> list[tuple[Any, Any, int]]:
+        futures = submit_all(executor, work, messages)
+        return [(future, group, died) for future, group in zip(futures, groups, strict=True)]
 
     with getattr(executor, "batch", nullcontext)():  # one array of jobs, with submitit
-        waiting = [submit(*each) for each in packed]
+        waiting = submit([group for group, _ in packed], [message for _, message in packed])
     failed: Exception | None = None
     try:
         while waiting:
-            asked, waiting = waiting, []
+            asked, waiting, begun = waiting, [], time.perf_counter()
+            done = [future.done() for future, *_ in asked]  # each may be a look at a file
+            looked = time.perf_counter() - begun
+            ready = results_of(executor, [each[0] for each, ended in zip(asked, done, strict=True) if ended])
             for number, (future, group, died) in enumerate(asked):
-                if not future.done():
+                if not done[number]:
                     waiting.append(asked[number])
                     continue
                 try:
-                    trained = pickle.loads(future.result())
+                    trained = pickle.loads(ready.pop(id(future), None) or future.result())
                 except CancelledError as error:
                     lost = f"the executor has given up {group[0].label}: the same call goes on from what is stored"
                     trained = failed or RuntimeError(f"{lost} ({' '.join(str(error).split())[:200]})")
@@ -216,7 +218,7 @@ def _collect(
                     elif again:
                         label = group[0].label + (f" and {len(group) - 1} more" if len(group) > 1 else "")
                         _LOG.warning(f"{label}: a worker died; begun again{' one by one' * (len(again) > 1)}")
-                        waiting += [submit(each, pack(each), 1) for each in again]
+                        waiting += submit(again, [pack(each) for each in again], 1)
                         continue
                     else:
                         why = str(error) if isinstance(error, WorkerDied) else "workers died of it twice or more"
@@ -227,7 +229,7 @@ def _collect(
                     _cancel(waiting + asked[number + 1 :])
                 elif trained is not None:
                     yield group, trained, False
-            time.sleep(max(0.02, 2e-4 * len(waiting)))  # each may be a look at a file
+            time.sleep(max(0.02, 4 * looked))
     except BaseException:
         _cancel(waiting + asked)
         raise
