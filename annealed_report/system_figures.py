@@ -150,6 +150,19 @@ def cells(runs: Sequence[Any]) -> list[Row]:
     return rows
 
 
+def cycled(runs: Sequence[Any], start: float, rate: str, metric: str = "kl") -> Interval | None:
+    """What four cycles change against one rise, at one of `RATES`."""
+    cells = [select(runs, objective=each, lr_schedule=RATES[rate]) for each in rises(start).values()]
+    return paired(cells[1], cells[0], metric)
+
+
+def restarted(runs: Sequence[Any], start: float, metric: str) -> Interval | None:
+    """What restarts change against a constant rate, with one rise."""
+    once = rises(start)["one rise"]
+    ours, theirs = (select(runs, objective=once, lr_schedule=RATES[rate]) for rate in ("restarts", "constant"))
+    return paired(ours, theirs, metric)
+
+
 # ---- locally masked convolutions
 
 
@@ -160,7 +173,8 @@ def orders() -> Figure:
         path = s_curve(which, 7).flatten().argsort().numpy()
         each.plot(path % 7, path // 7, color=COLOURS["less"], lw=1.2)
         each.plot(path[0] % 7, path[0] // 7, "o", color=DARK, ms=4)
-        each.set(xlim=(-0.7, 6.7), ylim=(6.7, -0.7), xticks=[], yticks=[], aspect="equal")
+        each.set(xlim=(-0.7, 6.7), ylim=(6.7, -0.7), aspect="equal")
+        each.axis("off")
     return figure
 
 

@@ -57,7 +57,10 @@ def test_cells_are_two_by_two_from_either_start():
     def collapsed(spec):
         return 0.0 if spec.lr_schedule == "constant" else 5.0
 
-    rows = system_figures.cells(made_up(seed_systems.restarts(), kl=collapsed, active_units=3, nll=90.0))
+    runs = made_up(seed_systems.restarts(), kl=collapsed, active_units=3, nll=90.0)
+    rows = system_figures.cells(runs)
+    assert system_figures.cycled(runs, 0.0, "restarts").mean == 0
+    assert system_figures.restarted(runs, 0.1, "kl").mean == 5 and system_figures.restarted(runs, 0.1, "nll").mean == 0
     assert len(rows) == 8 and all(row["KL"].n == 5 for row in rows)
     assert {(row["learning rate"], row["KL"].mean) for row in rows} == {("constant", 0), ("restarts", 5)}
     assert len(system_figures.crossed().axes) == 2
