@@ -37,7 +37,7 @@ COLOURS |= {"quick": _grey, "full": _blue, "less": "#5b4a8a", "more": "#a99bd0"}
 
 STYLE = {
     "figure.dpi": 110,
-    "savefig.dpi": 160,
+    "savefig.dpi": 130,
     "svg.hashsalt": "annealed",  # so that the same figure gives the same bytes
     "figure.constrained_layout.use": True,
     "axes.spines.top": False,
@@ -71,16 +71,30 @@ def show(figure: Figure, caption: str, alt: str, lines: bool = True) -> None:
     """
     if not caption or not alt:
         raise ValueError("a figure needs a caption and an alternative text")
-    drawn, border = io.BytesIO(), dict[str, Any](bbox_inches="tight", pad_inches=0.06)
-    if lines := lines and not any(axes.images for axes in figure.axes):
-        figure.savefig(drawn, format="svg", metadata={"Date": None}, **border)
-        lines = drawn.tell() <= LARGEST_SVG
-    if lines:
-        display(SVG(drawn.getvalue().decode()), metadata={"image/svg+xml": {"alt": alt}})
+    border: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.06}
+    drawn = _lines(figure, **border) if lines and not any(axes.images for axes in figure.axes) else ""
+    if 0 < len(drawn) <= LARGEST_SVG:
+        display(SVG(drawn), metadata={"image/svg+xml": {"alt": alt}})
     else:
         display(Image(_pixels(figure, **border), alt=alt), metadata={"image/png": {"alt": alt}})
     plt.close(figure)
     display(Markdown(caption), metadata={"annealed": "caption"})
+
+
+def _lines(figure: Figure, **border: Any) -> str:
+    """As SVG, with places to a hundredth of a point."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None}, **border)
+    return shorter(drawn.getvalue().decode())
+
+
+def shorter(drawn: str) -> str:
+    """An SVG whose paths and places have two decimals."""
+
+    def rounded(found: re.Match[str]) -> str:
+        return found[1] + re.sub(r"(\.\d\d)\d+", r"\1", found[2])
+
+    return re.sub(r'(\b(?:d|x|y)=)("[^"]*")', rounded, drawn)
 
 
 def _pixels(figure: Figure, **border: Any) -> bytes:

@@ -301,7 +301,7 @@ def claims() -> list[Claim]:
         ),
     ]
     for start, of in itertools.product(STARTS, ("cycles", "restarts")):
-        said = f"Autoregressive decoder, beta from {start:g}: {of} keep the posterior from collapsing (KL, main effect)"
+        said = f"Autoregressive decoder, beta from {start:g}: {of} keep more in the latents (KL, main effect)"
         contrast = functools.partial(effect, start=start, of=of)
         hoped = "hoped for" if of == "cycles" else "–"
         found.append(Claim(said, "restarts", contrast, 1, 0.5, cyclical, earlier=hoped))

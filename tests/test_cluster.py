@@ -161,6 +161,23 @@ class TwiceDeadly:
         return future
 
 
+def test_a_cluster_without_workers_is_said_and_waited_for(store, dask, monkeypatch, caplog):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr("annealed_core.running.sweep.SECONDS_BETWEEN_LOOKS", 0.2)
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=60) as empty:
+
+        def add():
+            while "the cluster has no worker left: 1 stacks" not in caplog.text:
+                time.sleep(0.05)
+            empty.scale(1)
+
+        adding = threading.Thread(target=add)
+        adding.start()
+        (found,) = sweep([SMALL.replace(steps=20)], executor=empty.scheduler_address)
+        adding.join()
+    assert found.metrics["elbo"] < 2
+
+
 def test_of_a_stack_that_kills_the_run_that_does_it_is_found_and_the_others_are_kept(store):
     specs, executor = [SMALL.replace(seed=seed) for seed in range(5)], TwiceDeadly()
     with pytest.raises(TrainingError, match=r"^density-D-elbo-s3: its process died twice$"):

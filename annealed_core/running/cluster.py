@@ -82,3 +82,10 @@ def results_of(executor: Any, futures: Sequence[Any]) -> dict[int, Any]:
     with suppress(Exception):  # a worker that holds one may die meanwhile: each is then asked by itself
         return dict(zip(map(id, good), executor.gather(good), strict=True))
     return {}
+
+
+def without_workers(executor: Any) -> bool:
+    """Whether a client of Dask has no worker left, so that nothing goes on until one comes."""
+    with suppress(Exception):  # a scheduler that is gone says so by itself
+        return hasattr(executor, "scheduler_info") and not executor.scheduler_info()["workers"]
+    return False

@@ -18,7 +18,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from annealed_core.description import own_objects
 from annealed_core.fit import maximise
-from annealed_core.running.cluster import connected, deaths, results_of, submit_all
+from annealed_core.running.cluster import connected, deaths, results_of, submit_all, without_workers
 from annealed_core.running.code import code_version
 from annealed_core.running.experiment import (
     Experiment,
@@ -35,6 +35,7 @@ from annealed_core.running.system import cores, optional
 from annealed_core.running.workers import WorkerDied, Workers, portable
 
 LARGEST_STACK, SMALLEST_STACK = 32, 8
+SECONDS_BETWEEN_LOOKS = 60.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -195,8 +196,13 @@ def _collect(
     with getattr(executor, "batch", nullcontext)():  # one array of jobs, with submitit
         waiting = submit([group for group, _ in packed], [message for _, message in packed])
     failed: Exception | None = None
+    look = time.monotonic() + SECONDS_BETWEEN_LOOKS
     try:
         while waiting:
+            if time.monotonic() > look:
+                look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+                if without_workers(executor):
+                    _LOG.warning(f"the cluster has no worker left: {len(waiting)} stacks of runs wait until one comes")
             asked, waiting, begun = waiting, [], time.perf_counter()
             done = [future.done() for future, *_ in asked]  # each may be a look at a file
             looked = time.perf_counter() - begun
