@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 
 import matplotlib.pyplot as plt
 import PIL.Image
@@ -39,6 +40,8 @@ def test_a_figure_is_shown_once_as_an_image_with_its_alternative_text_and_then_a
     show("**A line.** It rises.", "A rising line")
     (image, about_image), (caption, about_caption) = shown
     assert about_image == {"image/svg+xml": {"alt": "A rising line"}} and image.data.startswith("<svg")
+    places = re.findall(r'\b[dxy]="([^"]*)"', image.data)
+    assert len(places) > 20 and not any(re.search(r"\.\d{3}", each) for each in places)
     assert caption.data == "**A line.** It rises." and about_caption == {"annealed": "caption"}
     assert not plt.get_fignums()
 
