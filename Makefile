@@ -44,7 +44,7 @@ help: ## List the targets, with the time they take on two cores
 
 setup: $(SETUP) ## Make .venv from requirements.lock [30 s, 5 s if uv has the packages, 0 s when nothing changed]
 
-report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: 7 min; half a minute where nothing changed]
+report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: 6 min; half a minute where nothing changed]
 	@$(PY) -m annealed_report --profile $(PROFILE)$(where) $(ARGS)
 
 record: $(SETUP) ## Run the full profile and write its figures to results/, to be committed [12 h; can be stopped, and goes on]
