@@ -593,7 +593,8 @@ def _on_annealing() -> list[Claim]:
             works=_at_work("HVI-AVO", "HVI"),
         ),
         Claim(
-            "… with kernels that earn their keep (spread of the NLL over four pairs)",
+            "With kernels that earn their keep, AVO is less sensitive to warm-up than HVI (spread of the NLL over four "
+            "pairs of $\\beta_0$ and $\\gamma$, HVI-AVO − HVI)",
             *("robust", _steadier(working.of_line), -1, 0.05, _WORKING, "by a figure", "–", True),
             works=_earned(*(functools.partial(working.of_line, name=name) for name in ("HVI-AVO", "HVI"))),
         ),

@@ -13,7 +13,7 @@ import pytest
 from test_sweep import SMALL, SPECS, Bowl, Deadly, DeadlyOnce, assert_same
 
 from annealed_core.objectives import ELBO
-from annealed_core.running.cluster import connected, deaths
+from annealed_core.running.cluster import connected, deaths, results_of, submit_all
 from annealed_core.running.experiment import TrainingError, folder_of, stored
 from annealed_core.running.sweep import sweep
 from annealed_core.running.workers import WorkerDied
@@ -161,21 +161,53 @@ class TwiceDeadly:
         return future
 
 
+class Client:
+    """As of Dask: it maps, and gathers what its futures came to, or raises."""
+
+    def __init__(self, broken=False):
+        self.broken, self.mapped = broken, []
+
+    def map(self, work, *arguments):
+        self.mapped.append(list(zip(*arguments, strict=True)))
+        return [SimpleNamespace(status="finished", value=work(*each)) for each in self.mapped[-1]]
+
+    def gather(self, futures):
+        if self.broken:
+            raise OSError
+        return [future.value for future in futures]
+
+
+def test_dask_is_given_all_calls_at_once_and_asked_at_once_for_what_ended_well():
+    client = Client()
+    futures = submit_all(client, lambda message, token: message.upper(), ["a", "a", "b"])
+    ((first, second, third),) = client.mapped
+    assert len({first[1], second[1], third[1]}) == 3  # equal calls are told apart
+    futures[1].status = "error"
+    assert results_of(client, futures) == {id(futures[0]): "A", id(futures[2]): "B"}
+    assert results_of(Client(broken=True), futures) == results_of(object(), futures) == results_of(client, []) == {}
+
+
+SAID = "the cluster has no worker left: 1 stacks"
+
+
 def test_a_cluster_without_workers_is_said_and_waited_for(store, dask, monkeypatch, caplog):
     distributed = pytest.importorskip("distributed")
     monkeypatch.setattr("annealed_core.running.sweep.SECONDS_BETWEEN_LOOKS", 0.2)
+    said = []
     with distributed.LocalCluster(n_workers=0, dashboard_address=None, silence_logs=60) as empty:
 
         def add():
-            while "the cluster has no worker left: 1 stacks" not in caplog.text:
+            until = time.monotonic() + 20
+            while SAID not in caplog.text and time.monotonic() < until:
                 time.sleep(0.05)
+            said.append(SAID in caplog.text)
             empty.scale(1)
 
         adding = threading.Thread(target=add)
         adding.start()
         (found,) = sweep([SMALL.replace(steps=20)], executor=empty.scheduler_address)
         adding.join()
-    assert found.metrics["elbo"] < 2
+    assert said == [True] and found.metrics["elbo"] < 2
 
 
 def test_of_a_stack_that_kills_the_run_that_does_it_is_found_and_the_others_are_kept(store):
