@@ -8,14 +8,15 @@ import torch
 
 from annealed_core.description import from_json, own_objects, to_json
 from annealed_core.fit import maximise
+from annealed_core.judging import inference
 from annealed_core.judging.disentanglement import mutual_information, mutual_information_gap
 from annealed_core.objectives import ELBO
 from annealed_core.running.experiment import run
-from annealed_core.running.mnist import Mnist
+from annealed_core.running.mnist import Mnist, images
 from annealed_core.schedules import Between, Linear, value_at
 from annealed_core.vae import IterativeVAE
 from annealed_core.variants import MIWAE, BetaELBO, Relaxed
-from annealed_report import seed_systems
+from annealed_report import seed_systems, varied
 from annealed_report.seed_systems import ITERATIONS, RATES, SAMPLES, STARTS, Amortised, effect, rises
 from annealed_report.sprites import Sprites, sprites
 from annealed_report.varied import Varied
@@ -88,6 +89,17 @@ def test_a_variant_is_judged_as_it_ends_and_its_kl_term_has_three_parts(store):
     assert sum(parts) == pytest.approx(found.metrics["kl"], abs=0.3) and 0 < parts[0] < math.log(1000)
     mixed = Varied(objective=Relaxed(ELBO(), 1.0), groups=2, **FEW)
     assert "information" not in run(mixed).metrics
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.filterwarnings("ignore:schedule")
+def test_a_likelihood_of_a_few_images_is_corrected_by_what_all_have_more(store, monkeypatch):
+    monkeypatch.setattr(inference, "FITTED", 50)
+    monkeypatch.setattr(varied, "importance_sampling", lambda *given: SimpleNamespace(log_px=-given[1].sum(-1)))
+    found = run(Varied(**FEW | {"bounds_images": 5, "annealed_images": 0})).metrics
+    assert found["bounds_images"] == 5 and found["nll_images"] == 30
+    lit = images()[2][:5].sum(-1).mean()
+    assert found["adaptive_nll_all"] == pytest.approx(found["adaptive_nll"] + found["nll"] - float(lit))
 
 
 # ---- iterative inference on a decoder that stands still
