@@ -57,8 +57,7 @@ test: lint ## All checks: lint, unit tests, quick report, notebooks against thei
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal tests $(ARGS)
 	$(PY) -m annealed_report --profile quick
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --nbval notebooks
-	$(PY) -m annealed_report --check build/report/quick
-	ANNEALED_PAGES=build/report/quick $(PY) -m pytest tests/test_report.py -k built
+	ANNEALED_PAGES=build/report/quick $(PY) -m pytest -n 2 tests/test_report.py -k built_report
 
 stress: $(SETUP) ## What takes long: kills, random input, wheels on other Pythons and both ends of torch [1 h]
 	HYPOTHESIS_PROFILE=stress OMP_NUM_THREADS=1 $(PY) -m pytest -m stress tests $(ARGS)

@@ -48,7 +48,7 @@ def pruned(runs: Sequence[Any], seed: int = 0) -> Figure:
         steps, kl = run.metrics["steps"][1:], np.array(run.metrics["latent_kl"][1:]).T
         order = np.argsort(-kl[:, -1])
         edges = [*steps, steps[-1] * 1.03]
-        image = ax.pcolormesh(edges, np.arange(len(order) + 1), kl[order], vmin=0, vmax=1.5, cmap="mako_r")
+        image = ax.pcolormesh(edges, np.arange(len(order) + 1), kl[order], vmin=0, vmax=1.5)
         ax.set(xscale="log", title=titles[name], xlabel="step", ylim=(len(order), 0), xlim=(steps[0], edges[-1]))
         ax.set_ylabel("latent, by its KL in the end" if name == "constant" else "")
         if name == "linear":
@@ -62,7 +62,7 @@ def pruned(runs: Sequence[Any], seed: int = 0) -> Figure:
         axes[2].plot(steps, counts.mean(0), color=colour, label=CALLED[name])
         axes[2].fill_between(steps, counts.min(0), counts.max(0), color=colour, alpha=0.25, linewidth=0)
     axes[2].set(xscale="log", xlabel="step", ylabel="latents in use", ylim=(0, 41))
-    axes[2].legend(loc="lower left")
+    axes[2].legend(loc="lower right")
     return figure
 
 

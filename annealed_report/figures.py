@@ -24,7 +24,7 @@ def draw_density(axes: Axes, target: Any, filled: bool = True, points: int = 160
     density = (log_f := target.log_prob(z)).sub(log_f.max()).exp().numpy()
     x, y = z[..., 0].numpy(), z[..., 1].numpy()
     if filled:
-        axes.contourf(x, y, density, levels=np.linspace(0.02, 1, 13), cmap="mako_r")
+        axes.contourf(x, y, density, levels=np.linspace(0.02, 1, 13))
     else:
         axes.contour(x, y, density, levels=[0.1, 0.4, 0.7], colors="#555555", linewidths=0.7)
     axes.set(xlim=(-side, side), ylim=(-side, side), aspect="equal", xticks=[], yticks=[])
@@ -99,9 +99,9 @@ def heat_maps(
     figure, axes = panels(high, wide, width, high * width / wide * 0.72, sharey=True)
     top = np.max([*maps.values()])
     for place, (ax, (method, values)) in enumerate(zip(axes.flat, maps.items(), strict=False)):
-        image = ax.imshow(values, vmin=0, vmax=top, cmap="mako_r", aspect="auto")
+        image = ax.imshow(values, vmin=0, vmax=top, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
-            shade = "white" if value > 0.35 * top else "black"
+            shade = "white" if value > 0.6 * top else "black"
             ax.text(column, row, f"{value:.1f}", ha="center", va="center", color=shade, fontsize="small")
         ax.set_xticks(range(len(columns)), columns)
         ax.set_yticks(range(len(rows)), rows)

@@ -20,6 +20,8 @@ from annealed_core.running.workers import WorkerDied
 
 #: So few tasks at a worker that one that is only waiting there is not blamed for its death, and two deaths allowed.
 SETTINGS = {"distributed.scheduler.allowed-failures": 1, "distributed.scheduler.worker-saturation": 1.0}
+#: A worker that is dead again so long after a death is given up by Dask: not here, where they die every few seconds.
+SETTINGS |= {"distributed.deploy.lost-worker-timeout": "1h"}
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ FIVE, ONE = interval([0.5, 0.75, 1.0, 1.25, 1.5]), interval([2.0])
 
 @pytest.fixture(autouse=True)
 def closed_figures():
+    plt.close("all")
     yield
     plt.close("all")
 

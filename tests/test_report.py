@@ -648,33 +648,40 @@ MEASURE = """frame => {
 }"""
 
 
-def check_in_browser(folder: Path, scratch: Path) -> None:
-    texts = {page.name: page.read_text() for page in sorted(folder.glob("*.html"))}
-    for width in (390, 768, 1440):  # a phone, a tablet, a desk
-        frame = f'<iframe style="width: {width}px; height: 800px; border: 0" src="{{}}"></iframe>'
-        frames = "".join(frame.format((folder / name).resolve().as_uri()) for name in texts)
-        measured = f"JSON.stringify([...document.querySelectorAll('iframe')].map({MEASURE}))"
-        script = f"<script>onload = () => {{ document.title = {measured} }}</script>"
-        (scratch / "frames.html").write_text(f"<!DOCTYPE html>{frames}{script}")
-        drawn, _ = open_in_browser(scratch / "frames.html", scratch, "--allow-file-access-from-files")
-        for name, found in zip(texts, json.loads(drawn.title.get_text()), strict=True):
-            needed, smallest, beyond, unreached = found
-            assert not unreached, f"the script of {name} has not run at {width}"
-            assert needed == width, f"{name} scrolls sideways at {width} pixels"
-            assert not beyond, f"{name} has labels that lie over others at {width}"
-            assert smallest >= 11, f"{name} has letters of {smallest} pixels at {width}"
-    for name, text in texts.items():
-        formulas = len(BeautifulSoup(text, "html.parser").select(".math"))
-        drawn, console = open_in_browser(folder / name, scratch)
-        assert not console, name
-        assert len(drawn.select(".math > .katex, .math > .katex-display > .katex")) == formulas, name
-        assert not drawn.select(".katex-error"), name
-        assert all(image.get("alt") for image in drawn.select("img")), name
+WIDTHS = (390, 768, 1440)  # a phone, a tablet, a desk
+
+
+def check_at_width(folder: Path, scratch: Path, width: int) -> None:
+    names = sorted(page.name for page in folder.glob("*.html"))
+    frame = f'<iframe style="width: {width}px; height: 800px; border: 0" src="{{}}"></iframe>'
+    frames = "".join(frame.format((folder / name).resolve().as_uri()) for name in names)
+    measured = f"JSON.stringify([...document.querySelectorAll('iframe')].map({MEASURE}))"
+    script = f"<script>onload = () => {{ document.title = {measured} }}</script>"
+    (scratch / "frames.html").write_text(f"<!DOCTYPE html>{frames}{script}")
+    drawn, _ = open_in_browser(scratch / "frames.html", scratch, "--allow-file-access-from-files")
+    for name, found in zip(names, json.loads(drawn.title.get_text()), strict=True):
+        needed, smallest, beyond, unreached = found
+        assert not unreached, f"the script of {name} has not run at {width}"
+        assert needed == width, f"{name} scrolls sideways at {width} pixels"
+        assert not beyond, f"{name} has labels that lie over others at {width}"
+        assert smallest >= 11, f"{name} has letters of {smallest} pixels at {width}"
+
+
+def check_drawn(folder: Path, scratch: Path) -> None:
+    for path in sorted(folder.glob("*.html")):
+        formulas = len(BeautifulSoup(path.read_text(), "html.parser").select(".math"))
+        drawn, console = open_in_browser(path, scratch)
+        assert not console, path.name
+        assert len(drawn.select(".math > .katex, .math > .katex-display > .katex")) == formulas, path.name
+        assert not drawn.select(".katex-error"), path.name
+        assert all(image.get("alt") for image in drawn.select("img")), path.name
 
 
 @in_browser
 def test_a_browser_without_network_draws_every_formula_and_complains_of_nothing(built, tmp_path):
-    check_in_browser(built.pages, tmp_path)
+    check_drawn(built.pages, tmp_path)
+    for width in WIDTHS:
+        check_at_width(built.pages, tmp_path, width)
 
 
 @in_browser
@@ -703,4 +710,11 @@ def test_the_built_report_has_every_page_and_is_sound():
 @needs_pages
 @in_browser
 def test_a_browser_without_network_draws_the_built_report(tmp_path):
-    check_in_browser(PAGES, tmp_path)
+    check_drawn(PAGES, tmp_path)
+
+
+@needs_pages
+@in_browser
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_built_report_fits_its_window(tmp_path, width):
+    check_at_width(PAGES, tmp_path, width)

@@ -31,7 +31,7 @@ from annealed_report.studies import (
 )
 
 #: Studies that are planned, with their claims, and have no records yet: what they are to decide reads "not tested".
-NOT_YET_RUN = ("posterior_alone", "working", "robust", "likeliest")
+NOT_YET_RUN = ("posterior_alone", "working", "robust", "likeliest", "risen")
 NOT_YET_RUN += ("which_method", "which_bars", "which_ring", "which_mnist")
 NOT_YET_RUN += ("refined", "variants", "disentangling", "convolved", "convolved_latents")
 TABLED = ("grid", "objectives", "kernels", "initialisation")
@@ -39,7 +39,7 @@ STUDIED = {name: study() for name, study in STUDIES.items()}
 SEEDS = dict.fromkeys(
     ("chains", "robust", "mnist", "long", "anatomy", "agreement", "regime", "chosen", "robustness", "pruning"), 3
 )
-SEEDS |= dict.fromkeys(("best", "faultless", "schedules", "collapse", "posterior_alone", "quarter"), 5)
+SEEDS |= dict.fromkeys(("best", "faultless", "schedules", "risen", "collapse", "posterior_alone", "quarter"), 5)
 SEEDS |= {"which_method": 5, "which_bars": 5, "which_ring": 10, "which_mnist": 3}
 SEEDS |= {"tuning": 3, "tuned": 20, "starts": 20, "working": 6, "likeliest": 3}
 SEEDS |= {"refined": 3, "variants": 3, "disentangling": 5, "restarts": 5, "convolved": 3, "convolved_latents": 3}
