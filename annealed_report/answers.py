@@ -157,6 +157,7 @@ GROUPS = {
     "warm-up and cycles": ("04",),
     "a model learned with its posterior": ("08", "05_verdict#The small"),
     "other systems": ("10",),
+    "relatives of AVO": ("11",),
 }
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from annealed_core.objectives import ELBO
 from annealed_core.schedules import SHAPES
-from annealed_report import results, seed_systems, working
+from annealed_report import results, seed_systems, which_method, working
 from annealed_report.comparison import loses_a_mode, mode_error, of_specs, paired, select, spread, total_variation
 from annealed_report.earlier import FAULTS, faulty
 from annealed_report.fair import FACTORS, SEPARATED, SETTINGS, of_line
@@ -683,4 +683,5 @@ CLAIMS: tuple[Claim, ...] = (
     *_on_annealing(),
     *_on_the_small_model(),
     *seed_systems.claims(),
+    *which_method.claims(),
 )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import seaborn as sns
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from annealed_core.nested import NVI
+from annealed_core.nested import NVI, chosen, resampled, sequential
 from annealed_report.comparison import select
+from annealed_report.figures import draw_density, draw_samples
 from annealed_report.plotting import intervals, panels
 from annealed_report.statistics import Interval, interval
 from annealed_report.tables import Row, mean
-from annealed_report.which_method import BARS, BUDGETS, K8, METHODS, PUBLISHED, RING, of_method
+from annealed_report.which_method import BARS, BUDGETS, K8, METHODS, PUBLISHED, RING, SAMPLERS, line, of_method
 
 TARGETS = {"D": "D", "ring8": "ring of 8", "gmm40": "GMM-40", "funnel": "funnel-10"}
 TARGETS |= {"many_well": "many-well-32", "logistic": "regression"}
@@ -28,12 +30,48 @@ DRAWN = {
 }
 
 
+#: What is trained as the page is built, on the ring of eight.
+LIVE = ("ELBO", "AVO", "NVIR", "UHA", "SMC")
+
+
+def live(steps: int, seed: int) -> list[Any]:
+    """The experiments of these methods, in so many steps."""
+    found = [(name, line(name, "ring8").replace(seed=seed)) for name in LIVE]
+    return [spec if name in SAMPLERS else spec.replace(steps=steps) for name, spec in found]
+
+
+@torch.no_grad()
+def particles(axes: Axes, name: str, run: Any, n: int = 1000) -> None:
+    """Draws of a trained chain over its target's contours, drawn anew on the way where that is how it is judged."""
+    target, z = run.spec.target_object, run.chain.rsample(n).z[-1]
+    if run.spec.resample:
+        kept = sequential(run.chain, target, n, resample=run.spec.resample)
+        z = chosen(kept.z, resampled(kept.log_weights))
+    draw_density(axes, target, filled=False)
+    draw_samples(axes, z, name.lower(), size=3)
+    axes.set_title(name)
+
+
+def seen(runs: Mapping[str, Any]) -> list[Row]:
+    """What such runs are worth, and what they took."""
+    shown = {"error of log Z": "log_z_error_2000", "effective": "ess", "modes' error": "mode_error"}
+    took = {"evaluations, training": "evaluations_training", "… drawing": "evaluations_sampling"}
+    return [
+        {"method": name}
+        | {label: f"{run.metrics[metric]:.3f}" for label, metric in shown.items()}
+        | {label: f"{run.metrics[metric]:,}" for label, metric in took.items()}
+        for name, run in runs.items()
+    ]
+
+
 def _mean(runs: Sequence[Any], metric: str) -> Interval | None:
     return mean(run.metrics[metric] for run in runs if run.metrics.get(metric) is not None)
 
 
 def every(runs: Sequence[Any]) -> Figure:
     """Every method on every target: error of log Z, error of the modes' masses, effective samples; means over seeds."""
+    import seaborn as sns
+
     figure, axes = panels(1, len(DRAWN), 10.0, 5.6, sharey=True)
     for each, (metric, (title, logarithm)) in zip(axes[0], DRAWN.items(), strict=True):
         found = [[_mean(of_method(runs, method, target), metric) for target in TARGETS] for method in METHODS]

@@ -452,7 +452,13 @@ def claims() -> list[Any]:
     """The claims of these studies, in the form of `claims.CLAIMS`."""
     from annealed_report.claims import Claim
 
-    bars, every, k8 = "11_which_method#Bars", "11_which_method#Every method", "11_which_method#MNIST"
+    ring, bars, every, k8 = (
+        f"11_which_method#{section}"
+        for section in (
+            *("The ring of eight, with NVI's budget", "Harder targets", "Every method"),
+            "MNIST, with eight decoder passes",
+        )
+    )
 
     def error_less(bar: float) -> Callable[[dict[str, Any]], float]:
         return lambda metrics: metrics["log_z_error_2000"] - bar
@@ -481,7 +487,7 @@ def claims() -> list[Any]:
     found += [
         Claim(
             f"Ring of eight, K = {k}: NVIR's ESS is at least 95 of 100 (ESS less that)",
-            *("which_ring", _ring(k, lambda metrics: 100 * metrics["ess_100"] - 95), 1, 0.0, bars),
+            *("which_ring", _ring(k, lambda metrics: 100 * metrics["ess_100"] - 95), 1, 0.0, ring),
         )
         for k in RING
     ]
