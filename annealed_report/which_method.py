@@ -368,8 +368,11 @@ RING = (4, 6, 8)  # targets on the path, K, and 288 samples of all in a step (Zi
 
 
 def which_ring() -> list[Compared]:
-    """NVIR on the ring of eight with NVI's budget, and NVI at K = 8; AVO and learned paths are in the study `ring8`."""
-    plans = [(k, NVI(resample=True), 0.9) for k in RING] + [(8, NVI(), 0.0)]
+    """NVIR on the ring of eight with NVI's budget, drawing anew at each step; and NVI at K = 8.
+
+    AVO and learned paths with that budget are in the study `ring8`.
+    """
+    plans = [(k, NVI(resample=True), 1.0) for k in RING] + [(8, NVI(), 0.0)]
     return [
         Compared(
             target="ring8", objective=objective, resample=resample, seed=seed, steps=20_000, n_transitions=k - 1,
