@@ -191,14 +191,15 @@ def long() -> list[Mnist]:
 
 
 def likeliest() -> list[Varied]:
-    """How likely a VAE of this size makes the digits: ELBO for 100 epochs, then IWAE with 50 samples for 50.
+    """How likely a VAE with 40 latents makes the digits: IWAE with 5 samples, at the end 20, and twice the usual width.
 
-    One plan, fixed before it was run: the last weights are judged, and nothing is chosen.
+    The usual width, 100 epochs of the ELBO and then of IWAE with 50 samples, was tried before with another seed and
+    left at epoch 128: its validation likelihood no longer rose. The last weights are judged.
     """
-    objective = Then(ELBO(WARM_UP), IWAE(50), switch=100 * 391)
-    shared: dict[str, Any] = {"epochs": 150, "batch": 128, "lr_schedule": "cosine", "bounds_images": 1000}
-    found = [Varied(objective=objective, seed=seed, **shared) for seed in range(30, 33)]
-    return [spec.replace(annealed_images=0) if spec.seed > 30 else spec for spec in found]
+    objective = Then(IWAE(5, WARM_UP), IWAE(20), switch=120 * 391)
+    shared: dict[str, Any] = {"epochs": 140, "batch": 128, "lr_schedule": "cosine", "width": 600, "bounds_images": 1000}
+    found = [Varied(objective=objective, seed=seed, **shared) for seed in range(40, 43)]
+    return [spec.replace(annealed_images=0) if spec.seed > 40 else spec for spec in found]
 
 
 def anatomy() -> list[Mnist]:
