@@ -36,6 +36,7 @@ class TargetChain(Chain):
     """
 
     requires_grad = False  # as a context: what learns is not in it
+    target_learns = True
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class TargetChain(Chain):
 
     def slope(self, z: Tensor, alpha: Tensor) -> Tensor:
         """The gradient of log f_t at z; with a gradient of its own where one is recorded."""
-        recorded = torch.is_grad_enabled()
+        recorded = torch.is_grad_enabled() and (z.requires_grad or self.target_learns)
         with torch.enable_grad():
             point = z if z.requires_grad else z.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.target.log_prob(point).sum(), point, create_graph=recorded)
@@ -74,7 +75,8 @@ class TargetChain(Chain):
     def detach(self) -> Self:
         """As of `Chain`; nor does the target learn."""
         target: Any = self.target
-        return self.replace(base=self.base.detach(), target=target.frozen() if hasattr(target, "frozen") else target)
+        target = target.frozen() if hasattr(target, "frozen") else target
+        return self.replace(base=self.base.detach(), target=target, target_learns=False)
 
     def __getitem__(self, images: slice) -> Self:
         target: Any = self.target
@@ -145,7 +147,8 @@ class LeapfrogStep(nn.Module):
 
     def forward(self, *_: Any) -> Any:
         """TypeError: a transition that sees the target is part of an `AnnealedChain`."""
-        raise TypeError("a LeapfrogStep needs the target: make an AnnealedChain of it")
+        made = "chain_of(base, kernels, target=lambda: target) makes one, and ELBO and IWAE train it"
+        raise TypeError(f"a LeapfrogStep can't be called by itself, but along the path of an AnnealedChain: {made}")
 
 
 class Leapfrog(Description):

@@ -144,6 +144,8 @@ def cell_masses(target: Any, half_width: float, bins: int = 24, refine: int = 10
 @torch.no_grad()
 def _shares(z: Tensor, target: Any, half_width: float | None, bins: int) -> tuple[Tensor, Tensor]:
     """Shares of the samples and of the target's mass in each cell, and last in all that lies outside: (bins^2 + 1,)."""
+    if z.shape[1:] != (2,):
+        raise ValueError(f"z must have shape (n, 2), got {tuple(z.shape)}")
     support, declared, log_z = _support(target), _declared(target, "box"), _log_normalizer(target)
     box = half_width or declared or find_box(target)
     truth = cell_masses(target, box, bins, log_z=log_z).flatten()
@@ -244,25 +246,6 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     k = torch.log1p(-(torch.softmax(log_posterior, 0) * theta).sum(0) * x).sum(0) / above
     k = torch.where(above < 5, torch.inf, (above * k + 10 * 0.5) / (above + 10))
     return torch.where(level, -torch.inf, torch.where(largest[-1].isnan(), math.nan, k)).to(log_weights.dtype)
-
-
-def standard_error(
-    statistic: Callable[..., Any], z: Tensor, log_weights: Tensor | None = None, blocks: int = 20
-) -> Tensor:
-    """Standard error of any statistic of independent samples, by the jackknife that leaves out a block at a time.
-
-    The statistic takes z (n, dim) -> number or tensor, or z and log_weights (n,) where these are given. It must change
-    smoothly with the shares of the samples, as weighted means and distances between histograms do. Returns a tensor of
-    the statistic's shape. Raises ValueError for more blocks than samples or fewer than two.
-    """
-    if not 2 <= blocks <= len(z):
-        raise ValueError(f"blocks must lie in [2, {len(z)}], the number of samples, got {blocks}")
-    every, values = torch.ones(len(z), dtype=torch.bool, device=z.device), []
-    for block in torch.arange(len(z), device=z.device).tensor_split(blocks):
-        rest = every.index_fill(0, block, False)
-        given = [each[rest] for each in (z, log_weights) if each is not None]
-        values.append(torch.as_tensor(statistic(*given), dtype=torch.float64))
-    return ((blocks - 1) * torch.stack(values).var(0, correction=0)).sqrt()
 
 
 @torch.no_grad()

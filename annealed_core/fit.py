@@ -10,7 +10,7 @@ values to be maximised.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from annealed_core.chain import Chain, Shape
+from annealed_core.moves import check_positive, check_whole
 from annealed_core.objectives import ELBO
 from annealed_core.schedules import objective_at
 
@@ -72,8 +73,15 @@ def fit(
         seed: of the noise, unless the chain has a generator of its own.
         parameters: what is trained; the weights of the chain's kernels unless given. A function of the step must say.
 
-    Raises FloatingPointError, with the step, where the objective is not finite, and ValueError for nothing to train.
+    Raises FloatingPointError, with the step, where the objective is not finite, and ValueError for nothing to train,
+    for impossible numbers and for a target whose values have another shape than they should.
     """
+    check_whole(steps=steps, **dict.fromkeys(["batch"], batch) if not isinstance(batch, Sequence) else {})
+    check_positive(lr=lr, **{} if clip is None else {"clip": clip})
+    if isinstance(objective, type):
+        raise TypeError(f"objective must be an object such as {objective.__name__}(), got the class")
+    if isinstance(chain, Chain):
+        _check_target(chain, target)
     generator = torch.Generator().manual_seed(seed)
     pair = chain if not isinstance(chain, Chain) else lambda step: (chain, target)
     waiting = [pair(0)]
@@ -110,6 +118,21 @@ def fit(
 
     maximise(values, trained, steps, lr=lr, lr_schedule=lr_schedule, beta1=beta1, clip=clip, after=after)
     return Fitted(chain, objective, history)
+
+
+@torch.no_grad()
+def _check_target(chain: Chain, target: Any) -> None:
+    """Refuse a target that is none, or whose values would be broadcast. Those with a network to learn are not asked."""
+    if not callable(getattr(target, "log_prob", None)):
+        raise TypeError(f"target must have log_prob, got {target!r}")
+    if hasattr(target, "frozen"):
+        return
+    z = chain.base.loc.expand(2, *chain.base.loc.shape)
+    found = target.log_prob(z)
+    if not isinstance(found, Tensor) or found.shape != z.shape[:-1]:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        wanted = f"{tuple(z.shape[:-1])} for z of {tuple(z.shape)}"
+        raise ValueError(f"target.log_prob must give a tensor with a value for each state, {wanted}, got {got}")
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float, beta1: float = 0.9) -> torch.optim.Adam:

@@ -48,6 +48,14 @@ def resampled(log_weights: Tensor, generator: torch.Generator | None = None) -> 
     return torch.searchsorted(shares / shares[..., -1:], points.contiguous()).clamp(max=n - 1).movedim(-1, 0)
 
 
+def _check_draws(objective: Objective, chain: Chain, noise: Tensor) -> None:
+    """Refuse a single draw, which has no other to be held against."""
+    drawn = noise.shape[1 : noise.ndim - 1 - len(chain.base.batch_shape)]
+    if not drawn or drawn[0] < 2:
+        name, got = type(objective).__name__, tuple(drawn)
+        raise ValueError(f"{name} must have 2 or more draws of each path, a sample shape such as 128, got {got}")
+
+
 def chosen(z: Tensor, index: Tensor) -> Tensor:
     """The particles z (n, *batch, dim) of those indices (n, *batch)."""
     return z.gather(0, index.unsqueeze(-1).expand_as(z))
@@ -95,6 +103,7 @@ class NVI(Objective):
 
     def values(self, chain: Chain, target: Any, noise: Tensor) -> Tensor:
         """Values (*sample, *batch), whose mean is the sum of the weighted local objectives."""
+        _check_draws(self, chain, noise)
         target = target.frozen() if hasattr(target, "frozen") else target
         found = torch.zeros_like(noise[0, ..., 0])
         for increment, weights, _, _ in steps_of(chain.detach(), target, self.alphas, noise, 2.0 * self.resample):
@@ -148,13 +157,20 @@ def sequential(
     return Sequential(z, log_weights, log_mean_weight(log_weights)[0], effective_sample_size(log_weights), resamplings)
 
 
+def _pairs_of(chain: Chain) -> Any:
+    """The kernels; TypeError for those that are no pairs of Gaussians."""
+    for kind in (type(kernel).__name__ for kernel in chain.kernels if not hasattr(kernel, "forwards")):
+        raise TypeError(f"kernels must be pairs of Gaussians, such as those of Gated() or Drift(), got {kind}")
+    return chain.kernels
+
+
 def path_log_weight(chain: Chain, target: Any, states: Tensor) -> Tensor:
     """The chain's log-weight of given states (T + 1, *sample, *batch, dim), in nats: (*sample, *batch).
 
     Takes kernels that are pairs of Gaussians, with `forwards` and `reverse`.
     """
     log_weight = target.log_prob(states[-1]) - chain.base.log_prob(states[0])
-    for kernel, before, after in zip(chain.kernels, states, states[1:], strict=False):
+    for kernel, before, after in zip(_pairs_of(chain), states, states[1:], strict=False):
         log_r = normal_log_prob(before, *kernel.reverse(after, chain.context))
         log_weight = log_weight + log_r - normal_log_prob(after, *kernel.forwards(before, chain.context))
     return log_weight
@@ -164,7 +180,7 @@ def path_log_weight(chain: Chain, target: Any, states: Tensor) -> Tensor:
 def explored(chain: Chain, noise: Tensor, exploration: float) -> Tensor:
     """States of paths whose kernels have the variance sigma^2 + exploration^2: (T + 1, *sample, *batch, dim)."""
     states = [chain.base.rsample(noise[0])]
-    for kernel, fresh in zip(chain.kernels, noise[1:], strict=True):
+    for kernel, fresh in zip(_pairs_of(chain), noise[1:], strict=True):
         loc, scale = kernel.forwards(states[-1], chain.context)
         states.append(loc + (scale.square() + exploration**2).sqrt() * fresh)
     return torch.stack(states)
@@ -187,6 +203,7 @@ class TrajectoryBalance(Objective):
 
     def values(self, chain: Chain, target: Any, noise: Tensor) -> Tensor:
         """Values (*sample, *batch)."""
+        _check_draws(self, chain, noise)
         chain, target = chain.detach(), target.frozen() if hasattr(target, "frozen") else target
         log_weight = path_log_weight(chain, target, explored(chain, noise, float(self.exploration)))
         samples = tuple(range(log_weight.ndim - len(chain.base.batch_shape)))

@@ -140,6 +140,8 @@ class GeometricPath:
         alpha = float(self.alphas[step])
 
         def log_density(z: Tensor) -> Tensor:
+            if not alpha:  # also where the target is 0
+                return torch.as_tensor(self.base.log_prob(z))
             return alpha * self.target.log_prob(z) + (1 - alpha) * self.base.log_prob(z)
 
         declared = getattr(self.target, "support", None)  # torch's own distributions have a constraint there

@@ -364,30 +364,9 @@ def test_grid_divergences_are_those_of_the_shares_by_hand():
     assert 10 < away <= -math.log(1e-16)  # where there is no mass, as little as quadrature can tell counts
 
 
-def test_the_jackknifes_standard_error_of_a_mean_is_the_usual_one():
-    torch.manual_seed(0)
-    z = torch.randn(4000, 3, dtype=torch.float64) * torch.tensor([1.0, 2.0, 5.0])
-    usual = z.std(0) / len(z) ** 0.5
-    torch.testing.assert_close(evidence.standard_error(lambda z: z.mean(0), z, blocks=4000), usual)
-    by_block = evidence.standard_error(lambda z: z.mean(0), z, blocks=200)
-    assert by_block.shape == (3,)
-    torch.testing.assert_close(by_block, usual, rtol=0.2, atol=0)
-
-
-def test_the_jackknife_leaves_out_weights_with_their_samples():
-    torch.manual_seed(0)
-    z, log_weights = torch.randn(3000, 1, dtype=torch.float64), torch.randn(3000, dtype=torch.float64)
-    ratio = lambda z, log_weights: (torch.softmax(log_weights, 0) * z[:, 0]).sum()
-    weights = torch.softmax(log_weights, 0)
-    delta = (weights * (z[:, 0] - ratio(z, log_weights))).square().sum().sqrt()
-    found = evidence.standard_error(ratio, z, log_weights, blocks=300)
-    assert float(found) == pytest.approx(float(delta), rel=0.15)
-
-
-@pytest.mark.parametrize("blocks", [1, 0, 11])
-def test_the_jackknife_refuses_blocks_that_do_not_fit(blocks):
-    with pytest.raises(ValueError, match=rf"^blocks must lie in \[2, 10\], the number of samples, got {blocks}$"):
-        evidence.standard_error(torch.mean, torch.randn(10, 2), blocks=blocks)
+def test_samples_of_another_width_are_refused():
+    with pytest.raises(ValueError, match=r"^z must have shape \(n, 2\), got \(100, 3\)$"):
+        evidence.total_variation(torch.randn(100, 3), ENERGIES["D"])
 
 
 def annealed(target, scale=3.0, n_transitions=4, trained=False):

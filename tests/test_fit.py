@@ -297,3 +297,30 @@ def test_elements_of_the_gradient_are_cut_off_and_smaller_ones_left():
     for clip in (None, 0.1):
         maximise(lambda step: (slopes * weight).sum(), [weight], 1, lr=1, clip=clip, optimiser=Noted([weight], lr=1))
     assert seen[0] == pytest.approx([3, -0.05, -7]) and seen[1] == pytest.approx([0.1, -0.05, -0.1])
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"steps": -5}, "steps must be a whole number from 1, got -5"),
+        ({"steps": "30"}, "steps must be a whole number from 1, got '30'"),
+        ({"batch": 0}, "batch must be a whole number from 1, got 0"),
+        ({"lr": "0.1"}, "lr must be a number above 0, got '0.1'"),
+        ({"clip": -1.0}, r"clip must be finite and above 0, got -1\.0"),
+        ({"objective": AVO}, r"objective must be an object such as AVO\(\), got the class"),
+        ({"target": None}, "target must have log_prob, got None"),
+        (
+            {"target": Energy("wide", lambda z: -z.square().sum(-1, keepdim=True))},
+            r"target\.log_prob must give a tensor with a value for each state, \(2,\) for z of \(2, 2\), got \(2, 1\)",
+        ),
+        (
+            {"target": Energy("one", lambda z: -z.square().sum())},
+            r"target\.log_prob must give a tensor .* for z of \(2, 2\), got \(\)",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_with_is_refused_in_one_line(given, line):
+    chain = Chain(DiagonalGaussian.isotropic(2), nn.ModuleList(Gated(hidden=8).build(2, 2)))
+    fields = {"target": Energy("bowl", lambda z: -z.square().sum(-1)), "objective": ELBO(), "steps": 2} | given
+    with pytest.raises((ValueError, TypeError), match=f"^{line}$"):
+        fit(chain, fields.pop("target"), fields.pop("objective"), **fields)

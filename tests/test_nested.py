@@ -1,6 +1,7 @@
 """Particles along the path: resampling keeps Z, nested objectives are AVO's under other weights."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,14 +9,17 @@ from torch.distributions import Normal
 
 from annealed_core.ais import ais
 from annealed_core.chain import Chain
+from annealed_core.dais import Drift, Leapfrog, chain_of
 from annealed_core.evidence import log_mean_weight
 from annealed_core.fit import fit
+from annealed_core.flows import Planar
 from annealed_core.kernels import DiagonalGaussian, Gated, normal_log_prob
 from annealed_core.moves import Metropolis
-from annealed_core.nested import NVI, chosen, resampled, sequential, steps_of
+from annealed_core.nested import NVI, TrajectoryBalance, chosen, resampled, sequential, steps_of
 from annealed_core.objectives import avo_steps
 from annealed_core.running.density import Density
 from annealed_core.running.experiment import run
+from annealed_core.running.external import External
 from annealed_core.targets import ENERGIES, GeometricPath, LinearAlphas, linear_alphas
 
 D = ENERGIES["D"]
@@ -152,3 +156,35 @@ def test_it_trains_kernels_and_nothing_else(resample, store):
     assert float(sequential(found, D, 2000, resample=0.0).ess) > before + 0.1
     spec = Density(target="D", objective=NVI(resample=resample), n_transitions=2, steps=10, batch=16, samples=500)
     assert spec.stack_key() is None and run(spec).metrics["kernels_earn_se"] > 0
+
+
+@pytest.mark.parametrize("objective", [NVI(), TrajectoryBalance()])
+@pytest.mark.parametrize("batch", [(), 1])
+def test_a_single_draw_is_refused(objective, batch):
+    chain = Chain(DiagonalGaussian.isotropic(2), Gated(hidden=8).build(2, 2))
+    with pytest.raises(
+        ValueError, match=rf"^{type(objective).__name__} must have 2 or more draws .*, got \({batch or ''}"
+    ):
+        fit(chain, ENERGIES["D"], objective, batch=batch, steps=1)
+
+
+def test_trajectory_balance_takes_pairs_of_gaussians_and_steps_along_a_path_are_none():
+    chain = Chain(DiagonalGaussian.isotropic(2), Planar().build(2, 2))
+    with pytest.raises(TypeError, match=r"^kernels must be pairs of Gaussians, such as .* got Planar\w*$"):
+        fit(chain, ENERGIES["D"], TrajectoryBalance(), steps=1)
+    chain = chain_of(chain.base, Leapfrog().build(2, 2), target=lambda: ENERGIES["D"])
+    with pytest.raises(TypeError, match=r"^a LeapfrogStep can't be called by itself, but along the path"):
+        fit(chain, ENERGIES["D"], NVI(), steps=1)
+
+
+def test_trajectory_balance_of_a_drift_needs_no_second_derivatives():
+    target = External(lambda z: (-0.5 * (z**2).sum(-1), -z), 2)
+    chain = chain_of(DiagonalGaussian.isotropic(2), Drift().build(2, 2), target=lambda: target)
+    fitted = fit(chain, target, TrajectoryBalance(), steps=3, batch=8)
+    assert math.isfinite(fitted.history[-1]["objective"])
+
+
+def test_where_the_target_is_0_the_start_of_a_path_is_not():
+    target = SimpleNamespace(log_prob=lambda z: torch.full(z.shape[:-1], -torch.inf), dim=2)
+    path = GeometricPath(DiagonalGaussian.isotropic(2), target, [0, 0.5, 1])
+    assert path[0].log_prob(torch.zeros(3, 2)).isfinite().all() and path[1].log_prob(torch.zeros(2)) == -torch.inf
