@@ -331,6 +331,10 @@ ODD = [
     ({"log_prob": lambda self, z: torch.floor(z[..., 0].detach())}, NO_GRADIENT),
     ({"log_prob": lambda self, z: -z.sub_(1).square().sum(-1)}, f"{NO_GRADIENT} (a leaf Variable that requires grad"),
     ({"log_prob": lambda self, z: torch.as_tensor(-z.numpy()).sum(-1)}, f"{NO_GRADIENT} (Can't call numpy() on"),
+    (
+        {"log_prob": lambda self, z: -np.square(z.numpy()).sum(-1)},
+        "log_prob of z (8, 2) must be a tensor of torch of sha",
+    ),
     ({"log_prob": lambda self, z: z.nothing}, "log_prob fails for z of shape (8, 2): 'Tensor' object has no"),
     ({"log_prob": lambda self, z: z.sum()}, "log_prob of z (8, 2) must have shape (8,), got ()"),
     ({"log_prob": lambda self, z: z.sum(-1) * math.nan}, "log_prob is nan at z = (-1, -1)"),
@@ -352,6 +356,16 @@ def test_a_target_is_refused_before_training_with_one_line_that_says_what_is_wro
     with pytest.raises(ValueError) as refusal:
         run(SMALL.replace(target=target(**attributes)))
     assert str(refusal.value).startswith(f"target bowl: {message}") and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", [torch.ones(2, 2), "two\nlines", "long" * 100, "", None, 3], ids=repr)
+def test_a_target_of_any_name_is_called_something_of_one_line(name):
+    odd = target(name=name, support=torch.ones(2, 2))
+    with pytest.raises(
+        ValueError, match=r"^target \S[^\n]{1,80}: support must be a number above 0, got tensor"
+    ) as refusal:
+        check_target(odd)
+    assert "\n" not in str(refusal.value) + Density(target=odd).label
 
 
 def test_a_target_may_declare_lists_arrays_and_tensors():

@@ -16,10 +16,16 @@ from torch.distributions.constraints import Constraint
 from annealed_core.description import Description, Number
 from annealed_core.schedules import Constant, Cyclical, Geometric, Linear, value_at
 from annealed_core.speed.stack import models_last, samples_last
-from annealed_core.targets import name_of
 
 _ROUNDING = 1e-9  # so near to 0 or 1, a function's value counts as that
 _NEAR = 0.95  # a warm-up that ends training below this is warned of
+
+
+def called(target: Any) -> str:
+    """What messages call a target, in one line: its name where that is text, else its class."""
+    name = getattr(target, "name", None)
+    shown = " ".join(name.split()) if isinstance(name, str) else ""
+    return (shown if len(shown) <= 80 else f"{shown[:76]} ...") or type(target).__name__
 
 
 def check_target(target: Any, device: str = "cpu") -> None:
@@ -29,7 +35,7 @@ def check_target(target: Any, device: str = "cpu") -> None:
     with respect to z. What it declares of itself must be what it should. Raises ValueError with one line that names the
     target and what is wrong.
     """
-    name = name_of(target)
+    name = called(target)
     _check_declared(target, name)
     z = torch.linspace(-1, 1, 8, device=device).unsqueeze(-1).expand(8, target.dim).contiguous()
     try:
@@ -38,7 +44,11 @@ def check_target(target: Any, device: str = "cpu") -> None:
     except Exception as error:
         reason = _first_line(error)
         raise ValueError(f"target {name}: log_prob fails for z of shape (8, {target.dim}): {reason}") from error
-    shape = tuple(getattr(values, "shape", ()))
+    if not isinstance(values, Tensor):
+        wanted = f"log_prob of z (8, {target.dim}) must be a tensor of torch of shape (8,)"
+        kind = type(values).__name__
+        raise ValueError(f"target {name}: {wanted}, got {kind}: a density of NumPy or JAX goes into External")
+    shape = tuple(values.shape)
     if shape != (8,):
         raise ValueError(f"target {name}: log_prob of z (8, {target.dim}) must have shape (8,), got {shape}")
     _refuse_points(values.isnan() | (values == torch.inf), values, z, f"target {name}: log_prob")
@@ -132,7 +142,7 @@ class Watched:
             values = _values(density, part) if watching else density(part)
             if values.shape != part.shape[:-1]:
                 shapes = f"{what} of z {tuple(part.shape)} must have shape {tuple(part.shape[:-1])}"
-                raise ValueError(f"target {name_of(target)}: {shapes}, got {tuple(values.shape)} at step {self.step}")
+                raise ValueError(f"target {called(target)}: {shapes}, got {tuple(values.shape)} at step {self.step}")
             parts.append(values.to(z.dtype))
         values = models_last(parts[0] if len(parts) == 1 else torch.cat(parts, -2), z)
         if watching:
@@ -152,7 +162,7 @@ class Watched:
             if not point.isfinite().all():
                 self.failures[model] = f"samples became {point.sum():g} at step {self.step}: {self.hint}"
                 continue
-            target, at = name_of(self.targets[model]), ", ".join(f"{x:.4g}" for x in point.tolist())
+            target, at = called(self.targets[model]), ", ".join(f"{x:.4g}" for x in point.tolist())
             self.failures[model] = f"target {target}: {what} is {value} at step {self.step}, at z = ({at})"
 
 
