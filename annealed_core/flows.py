@@ -18,11 +18,16 @@ from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.functional import softplus
-from zuko.flows.autoregressive import MaskedAutoregressiveTransform
-from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform
 
 from annealed_core.description import Description, Positive, Size, Whole
+
+_CHECKED = Distribution._validate_args  # zuko turns torch's checks of arguments off, for the whole process
+from zuko.flows.autoregressive import MaskedAutoregressiveTransform  # noqa: E402
+from zuko.transforms import MonotonicAffineTransform, MonotonicRQSTransform  # noqa: E402
+
+Distribution.set_default_validate_args(_CHECKED)
 
 # The library bends a_i so that it stays within the logarithm of `slope`; its own 1e-3 is too narrow a funnel.
 _AFFINE = partial(MonotonicAffineTransform, slope=1e-8)

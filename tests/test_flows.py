@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -305,3 +307,19 @@ def test_every_second_autoregressive_kernel_takes_the_dimensions_in_reverse(reci
 def test_recipes_refuse_impossible_numbers(make, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         make()
+
+
+def test_torch_checks_its_arguments_after_the_import_as_before():
+    """In a process of its own: zuko, which the flows come from, turns these checks off."""
+    lines = [
+        "import annealed_core, torch",
+        "from torch.distributions import Normal",
+        "def refused():",
+        "    try: Normal(0.0, -1.0)",
+        "    except ValueError: return True",
+        "assert refused(), 'after the import'",
+        "for recipe in (annealed_core.IAF(), annealed_core.Spline()):",
+        "    recipe.build(2, 1)[0](torch.zeros(3, 2))",
+        "assert refused(), 'after its use'",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
