@@ -10,7 +10,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Independent, MultivariateNormal, Normal
+from torch.distributions import (
+    AffineTransform,
+    Categorical,
+    Dirichlet,
+    Exponential,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+    TransformedDistribution,
+)
 
 from annealed_core import targets
 from annealed_core.chain import Chain
@@ -128,8 +139,47 @@ def test_what_is_impossible_is_refused_with_one_line_of_field_value_and_what_it_
 @pytest.mark.parametrize("dim", [None, 0, -1, 2.0, True, "2"])
 def test_a_target_without_log_prob_and_dim_is_refused(bad, dim):
     bad = bad if dim is None else type("Bad", (Bowl,), {"__init__": lambda self: None, "dim": dim})()
-    with pytest.raises(ValueError, match=r"^impossible target .* or an object with log_prob and dim$"):
+    with pytest.raises(ValueError, match=r"^impossible target .* or an object with log_prob and dim(: [^\n]*)?$"):
         Density(target=bad)
+
+
+class Half(Bowl):
+    log_prob = None
+
+
+LACKING = [
+    (Bowl, "Bowl is a class, give an object of it, Bowl(...)"),
+    (type("NoDim", (), {"log_prob": print})(), "this NoDim has no dim, the number of dimensions of z"),
+    (Half(), "this Half has no log_prob"),
+    (Bowl(dim=2.0), "dim takes a whole number from 1, got 2.0"),
+    (Bowl(dim=torch.ones(2, 2)), "dim takes a whole number from 1, got tensor([[1., 1.], [1., 1.]])"),
+    (
+        Normal(torch.zeros(3), 1.0),
+        "a distribution of torch takes batch_shape () and event_shape (n,), as Independent(Normal(...), 1) has, "
+        "got batch_shape (3,) and event_shape ()",
+    ),
+    (
+        MultivariateNormal(torch.zeros(3, 2), torch.eye(2)),
+        "a distribution of torch takes batch_shape () and event_shape (n,), got batch_shape (3,) and event_shape (2,)",
+    ),
+    (Dirichlet(torch.ones(3)), "Dirichlet is no density over all of R^n, transform it into one"),
+    (Independent(Exponential(torch.ones(2)), 1), "Independent is no density over all of R^n, transform it into one"),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), LACKING, ids=[message for _, message in LACKING])
+def test_a_target_that_is_none_is_told_what_it_lacks_in_one_line(bad, message):
+    with pytest.raises(ValueError) as refusal:
+        Density(target=bad)
+    said = str(refusal.value)
+    assert said.endswith(f"or an object with log_prob and dim: {message}") and "\n" not in said
+
+
+def test_a_distribution_of_torch_over_all_of_space_is_taken_however_it_was_made():
+    base = Independent(StudentT(torch.full((2,), 3.0)), 1)
+    mixture = MixtureSameFamily(Categorical(torch.ones(3)), MultivariateNormal(torch.zeros(3, 2), torch.eye(2)))
+    for each in (base, mixture, TransformedDistribution(base, AffineTransform(1.0, 2.0))):
+        assert Density(target=each).target.dim == 2
 
 
 def test_a_target_is_the_same_by_its_name_or_as_the_energy():
@@ -499,6 +549,15 @@ def test_a_distribution_of_torch_is_a_target(store, distribution):
     assert metrics["log_z"] == pytest.approx(0, abs=0.2) and metrics["total_variation"] is not None
     distribution.dim = 2
     assert Density(target=distribution).target is Density(target=distribution, seed=1).target
+
+
+def test_a_distribution_of_torch_is_judged_as_the_same_density_of_ones_own(store):
+    """Its box is looked for, as nothing declares one."""
+    wide = MultivariateNormal(torch.zeros(2), 4 * torch.eye(2))
+    own = type("Own", (), {"dim": 2, "log_normalizer": 0.0, "log_prob": lambda self, z: wide.log_prob(z)})()
+    spec = SMALL.replace(base_scale=2.0, samples=2000)
+    theirs, ours = (run(spec.replace(target=each)).metrics for each in (wide, own))
+    assert theirs == ours and theirs["total_variation"] is not None and "notes" not in theirs
 
 
 def test_a_batch_of_distributions_is_refused():

@@ -91,6 +91,10 @@ class Settings(Description):
         (lambda: Settings(switch=1), "impossible switch 1 of Settings: switch takes True or False"),
         (lambda: Settings(above=1.9), "impossible above 1.9 of Settings: above takes a number from 2"),
         (lambda: Settings(any_number=math.inf), "impossible any_number inf of Settings: any_number takes a number"),
+        (
+            lambda: IWAE(np.eye(2)),
+            "impossible samples array([[1., 0.], [0., 1.]]) of IWAE: samples takes a whole number",
+        ),
         (lambda: Settings(path=print), f"impossible path {print!r} of Settings: path takes what can write"),
     ],
 )

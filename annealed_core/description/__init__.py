@@ -28,6 +28,10 @@ class Check:
         """The value as it is kept; None where it is not taken."""
         raise NotImplementedError
 
+    def lacks(self, value: Any) -> str:
+        """What a value that is not taken would need, where more can be said of it than `takes`; else nothing."""
+        return ""
+
 
 class Number(Check):
     """A finite number between two ends, either of which may be left out; NumPy's count."""
@@ -140,7 +144,8 @@ class Description:
             kept = check(tuple(value) if isinstance(value, list) else value)
             if kept is None:
                 said = "unknown" if isinstance(value, str) and isinstance(check, Choice) else "impossible"
-                raise ValueError(f"{said} {name} {value!r} of {type(self).__name__}: {name} takes {check.takes}")
+                takes = ": ".join(filter(None, (f"{name} takes {check.takes}", check.lacks(value))))
+                raise ValueError(f"{said} {name} {one_line(value)} of {type(self).__name__}: {takes}")
             object.__setattr__(self, name, kept)
         self.check()
 
@@ -215,6 +220,12 @@ def _identity(value: Any) -> Any:
     if isinstance(value, Description):
         return type(value), *(map(_identity, value.fields().values()))
     return (type(value), value) if _is_plain(value) else ("own", id(value))
+
+
+def one_line(value: Any) -> str:
+    """How a value prints, in one line."""
+    shown = repr(value)
+    return " ".join(shown.split()) if len(shown.splitlines()) > 1 else shown
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

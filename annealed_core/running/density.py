@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.distributions import Distribution
 
 from annealed_core.chain import Chain
 from annealed_core.dais import chain_of
-from annealed_core.description import Calls, Check, Description, Positive, Size, Whole, own_objects
+from annealed_core.description import Calls, Check, Description, Positive, Size, Whole, one_line, own_objects
 from annealed_core.energies import ENERGIES, Energy, find
 from annealed_core.fit import RECORDED_STEPS
 from annealed_core.judging.density import judge
@@ -38,16 +39,56 @@ class _Target(Check):
             return value if value in ENERGIES else None
         if isinstance(value, Energy) and ENERGIES.get(value.name) is value:
             return value.name
-        if isinstance(value, Distribution) and len(value.event_shape) == 1 and not value.batch_shape:
+        if self.lacks(value):
+            return None
+        if _over_vectors(value):
             return _from_torch(value)
-        fits = callable(getattr(value, "log_prob", None)) and Whole(1)(getattr(value, "dim", None)) is not None
-        return value if fits and not isinstance(value, type) else None
+        return value if hasattr(value, "log_prob") else None
+
+    def lacks(self, value: Any) -> str:
+        """See `Check`."""
+        kind, dim = type(value).__name__, getattr(value, "dim", None)
+        if isinstance(value, type):
+            return f"{value.__name__} is a class, give an object of it, {value.__name__}(...)"
+        if _over_vectors(value):
+            return "" if _everywhere(value) else f"{kind} is no density over all of R^n, transform it into one"
+        if isinstance(value, Distribution) and dim is None:
+            wanted = "" if value.event_shape else f", as Independent({kind}(...), 1) has"
+            found = f"batch_shape {tuple(value.batch_shape)} and event_shape {tuple(value.event_shape)}"
+            return f"a distribution of torch takes batch_shape () and event_shape (n,){wanted}, got {found}"
+        if not callable(getattr(value, "log_prob", None)):
+            return "" if dim is None else f"this {kind} has no log_prob"
+        if dim is None:
+            return f"this {kind} has no dim, the number of dimensions of z"
+        return "" if Whole(1)(dim) is not None else f"dim takes a whole number from 1, got {one_line(dim)}"
+
+
+def _over_vectors(value: Any) -> bool:
+    return isinstance(value, Distribution) and len(value.event_shape) == 1 and not value.batch_shape
+
+
+def _everywhere(distribution: Distribution) -> bool:
+    """Whether a distribution of torch has a density at all points, as far as its support tells of four of them."""
+    points = torch.tensor([-1e6, -0.3, 0.7, 1e6]).unsqueeze(-1).expand(-1, *distribution.event_shape)
+    try:
+        return bool(distribution.support.check(points).all())  # type: ignore[union-attr]
+    except Exception:  # one that does not say
+        return True
+
+
+@dataclass(frozen=True)
+class _FromTorch:
+    """A distribution of torch as a target, without its `support`: what torch calls so is no width."""
+
+    name: str
+    log_prob: Callable[[Tensor], Tensor]
+    dim: int
+    log_normalizer: float = 0.0
 
 
 @functools.cache  # the same one for the same distribution
-def _from_torch(distribution: Distribution) -> Energy:
-    """A distribution of torch as a target; its `support` is another thing than a target's."""
-    return Energy(type(distribution).__name__, distribution.log_prob, distribution.event_shape[0], log_normalizer=0.0)
+def _from_torch(distribution: Distribution) -> _FromTorch:
+    return _FromTorch(type(distribution).__name__, distribution.log_prob, distribution.event_shape[0])
 
 
 Kernels = Annotated[Any, Calls("a description such as Gated(), or an object with build(dim, n, context_dim)", "build")]
