@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from annealed_core import AVO, ELBO, IAF, Density, Gated, LearnedAlphas, Mnist, run
+from annealed_core import AVO, ELBO, IAF, Density, Gated, LearnedAlphas, Mnist, run, sweep
 from annealed_core.running.density import DensityProblem
 from annealed_core.running.experiment import device_of
 from annealed_core.running.mnist import MnistProblem
@@ -47,6 +47,20 @@ def test_the_device_is_what_is_given_else_the_environments_else_the_cpu(monkeypa
     assert device_of(None) == "cpu" and device_of("cuda:1") == "cuda:1" and device_of(torch.device("cpu")) == "cpu"
     monkeypatch.setenv("ANNEALED_DEVICE", "cuda")
     assert device_of(None) == "cuda" and device_of("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_gpu_that_is_not_there_is_refused_in_one_line_where_it_would_be_used(store, monkeypatch, count):
+    monkeypatch.delenv("ANNEALED_CLUSTER", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    there = "choose from cpu, cuda:0, cuda:1" if count else "choose from cpu"
+    for device in ["cuda:7"] + ["cuda"] * (count == 0):
+        for call in (lambda device: run(SMALL, device=device), lambda device: sweep([SMALL], device=device)):
+            with pytest.raises(
+                ValueError, match=f"^device '{device}' is not there: {there}, which torch finds on this"
+            ):
+                call(device)
+    assert device_of("cuda:7") == "cuda:7", "another machine may have it"
 
 
 @cuda

@@ -490,6 +490,12 @@ def test_a_stack_that_was_stopped_ends_as_if_nothing_had_happened(store, monkeyp
     assert kept == [(folder_of(spec).path / "result.json").stat().st_mtime_ns for spec in specs[:done]]
 
 
+def test_one_name_with_another_number_of_dimensions_is_another_run(store):
+    first, second = (run(SHORT.replace(target=Bump(dim), name="same")) for dim in (2, 3))
+    assert len(list(store.iterdir())) == 2 and second.chain.rsample(5).z.shape == (3, 5, 3)
+    assert run(SHORT.replace(target=Bump(2), name="same")).metrics == first.metrics
+
+
 def test_what_another_machine_has_trained_is_kept_here(store, times_trained):
     (trained,) = train([SHORT.replace(target=Bump())])  # nameless, and so not written
     named = SHORT.replace(target=Bump(), name="bump")

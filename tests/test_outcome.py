@@ -75,6 +75,33 @@ def test_nothing_is_noted_of_a_run_that_is_sound_and_something_of_one_that_is_no
     assert any("Pareto k" in line for line in run(exact.replace(target=afar)).notes)
 
 
+@pytest.mark.parametrize(
+    ("log_z", "error", "declared", "noted"),
+    [
+        (2.75, 0.01, 100.0, True),
+        (2.75, 0.01, 2.2, True),
+        (2.75, 0.01, 2.3, False),
+        (2.75, 0.2, 1.8, False),
+        (2.75, None, 2.2, True),
+        (2.75, math.nan, 2.3, False),
+        (2.75, 0.01, None, False),
+    ],
+)
+def test_a_log_normalizer_that_the_figures_contradict_is_noted(log_z, error, declared, noted):
+    found = doubts({"log_z": log_z, "log_z_se": error}, declared)
+    assert len(found) == noted
+    for line in found:
+        assert line.startswith("log_z is 2.75 +- ") and f"declares log_normalizer {declared:g}: either" in line
+
+
+def test_a_run_notes_that_its_target_declares_another_log_normalizer(store):
+    exact = MultivariateNormal(torch.zeros(3), torch.eye(3))
+    for declared in (0.0, 100.0):
+        own = type("Own", (), {"dim": 3, "log_normalizer": declared, "log_prob": lambda self, z: exact.log_prob(z)})()
+        notes = run(SMALL.replace(target=own, n_transitions=0)).notes
+        assert sum("declares log_normalizer 100" in line for line in notes) == (declared > 0)
+
+
 def test_draws_for_arviz_have_their_weights(store):
     warnings.simplefilter("ignore")
     pytest.importorskip("arviz")

@@ -165,8 +165,8 @@ class Run:
 
     @property
     def notes(self) -> list[str]:
-        """Why its figures should not be trusted, in lines: Pareto k, ESS, bounds, grids that miss mass."""
-        return doubts(self.metrics)
+        """Why its figures should not be trusted, in lines: Pareto k, ESS, bounds, log Z, grids that miss mass."""
+        return doubts(self.metrics, getattr(getattr(self.spec, "target_object", None), "log_normalizer", None))
 
     @property
     def distribution(self) -> ChainDistribution:
@@ -212,8 +212,10 @@ def folder_of(spec: Experiment, device: str = "cpu", compile: bool = False) -> F
 
 
 def _own(value: Any) -> Any:
-    """What stands for an object of the user's own in a key: its class, and the fields of a description."""
+    """What stands for an object of the user's own in a key: its class, its `dim`, the fields of a description."""
     fields = value.fields() if isinstance(value, Description) else {}
+    dim = Whole(1)(getattr(value, "dim", None))  # weights for another number of dimensions don't fit
+    fields = fields if dim is None else {"dim": dim, **fields}
     return {"own": type(value).__qualname__, **{name: to_json(each, _own) for name, each in fields.items()}}
 
 
@@ -370,11 +372,19 @@ def finished(spec: Any, trained: Trained, device: str = "cpu") -> Run:
     return Run(spec, trained.metrics, trained.history, trained.seconds, model, chain)
 
 
-def device_of(device: str | torch.device | None) -> str:
-    """A device in words, that of $ANNEALED_DEVICE or the CPU for None; ValueError where it is none, or is not there."""
+def device_of(device: str | torch.device | None, here: bool = False) -> str:
+    """A device in words, that of $ANNEALED_DEVICE or the CPU for None.
+
+    Raises ValueError where it is none or, with `here`, where this machine has none.
+    """
     said = str(os.environ.get("ANNEALED_DEVICE") or "cpu") if device is None else str(device)
     if not re.fullmatch(r"cpu|cuda(:\d+)?", said):
         raise ValueError(f"unknown device {said!r}: choose cpu or cuda")
+    kind, _, number = said.partition(":")
+    count = torch.cuda.device_count() if here and kind == "cuda" else 0
+    if here and kind == "cuda" and int(number or 0) >= count:
+        choices = ", ".join(["cpu", *(f"cuda:{n}" for n in range(count))])
+        raise ValueError(f"device {said!r} is not there: choose from {choices}, which torch finds on this machine")
     return said
 
 
@@ -396,6 +406,6 @@ def run(spec: Any, device: str | torch.device | None = None, compile: bool = Fal
     """
     if not isinstance(spec, Experiment):
         raise TypeError(f"run takes an experiment such as Density(target='D') or Mnist(), got {spec!r}")
-    device = device_of(device)
+    device = device_of(device, here=True)
     trained = stored(spec, device, compile) or train([spec], device, compile)[0]
     return finished(spec, trained, device)

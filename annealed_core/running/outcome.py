@@ -51,8 +51,14 @@ class ChainDistribution(Distribution):
         return self.chain.base.log_prob(z) - log_volume
 
 
-def doubts(metrics: Mapping[str, Any]) -> list[str]:
-    """Why figures of a run should not be trusted, in lines; none where nothing speaks against them."""
+def doubts(metrics: Mapping[str, Any], log_normalizer: float | None = None) -> list[str]:
+    """Why figures of a run should not be trusted, in lines; none where nothing speaks against them.
+
+    Args:
+        metrics: of the run.
+        log_normalizer: what its target declares of log Z, in nats. It is doubted where log_z is off by more than half a
+            nat and five standard errors.
+    """
     found = list(metrics.get("notes", ()))
     k, ess = metrics.get("pareto_k"), metrics.get("ess")
     if k is not None and k > LARGEST_K:
@@ -62,6 +68,13 @@ def doubts(metrics: Mapping[str, Any]) -> list[str]:
     log_z, elbo = metrics.get("log_z"), metrics.get("elbo")
     if log_z is not None and elbo is not None and log_z - elbo > LARGEST_GAP:
         found.append(f"the ELBO lies {log_z - elbo:.1f} nats below log_z: the chain is far from its target")
+    if log_z is not None and log_normalizer is not None:
+        error = metrics.get("log_z_se") or 0.0
+        if abs(log_z - log_normalizer) > max(LARGEST_DIFFERENCE, 5 * error):
+            declared = (
+                f"log_z is {log_z:.2f} +- {error:.2f}, and the target declares log_normalizer {log_normalizer:.6g}"
+            )
+            found.append(f"{declared}: either the samples miss mass, or what it declares is wrong")
     for name in ("is_minus_ais", "adaptive_minus_ais"):
         if abs(metrics.get(name) or 0) > LARGEST_DIFFERENCE:
             found.append(f"{name} is {metrics[name]:.2f} nats: sampling and annealing disagree on the likelihood")

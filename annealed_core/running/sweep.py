@@ -143,11 +143,11 @@ def sweep(
     and is not kept. Raises the first error of a run, once the others are done or, if they had not begun, cancelled;
     TypeError for what is no experiment; RuntimeError where the executor is gone: the same call then goes on.
     """
-    specs, device = list(specs), device_of(device)
+    specs, executor = list(specs), executor or os.environ.get("ANNEALED_CLUSTER") or None
+    device = device_of(device, here=executor is None)
     for spec in specs:
         if not isinstance(spec, Experiment):
             raise TypeError(f"sweep takes experiments such as Density(target='D') or Mnist(), got {spec!r}")
-    executor = executor or os.environ.get("ANNEALED_CLUSTER") or None
     processes, here = cores(), executor is None
     found: dict[Experiment, Trained] = {}
     # Grouped before it is asked what the store has: so a sweep that is gone on with trains the stacks it had begun.
