@@ -27,7 +27,15 @@ from annealed_core.judging.inference import kernels_at_work
 from annealed_core.kernels import Gated, Residual
 from annealed_core.objectives import AVO, ELBO, IWAE
 from annealed_core.running.data import batches
-from annealed_core.running.density import Kernels, Objectives, built, check_objective, copied, short_name
+from annealed_core.running.density import (
+    Kernels,
+    Objectives,
+    built,
+    check_objective,
+    copied,
+    of_draws_alone,
+    short_name,
+)
 from annealed_core.running.experiment import Experiment, Problem, run
 from annealed_core.running.mnist import Mnist, images
 from annealed_core.schedules import Linear, Then, objective_at
@@ -91,6 +99,9 @@ class Posterior(Experiment):
         if self.kernel is None and (self.encoder == "frozen" or self.base == "prior"):
             raise ValueError("impossible kernel None of Posterior: nothing would learn")
         check_objective(self.objective, self.n_transitions, self.steps)
+        if of_draws_alone(self.objective):
+            takes = "it takes many draws of one density, and not one of each image"
+            raise ValueError(f"impossible objective {self.objective!r} of Posterior: {takes}")
 
     @property
     def label(self) -> str:

@@ -29,15 +29,16 @@ from annealed_core.description import from_json, to_json
 from annealed_core.fit import adam
 from annealed_core.flows import IAF, Householder, Planar, Spline
 from annealed_core.kernels import DiagonalGaussian, Gated, Residual
+from annealed_core.nested import TrajectoryBalance
 from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, LocalAVO
 from annealed_core.running import experiment
 from annealed_core.running.density import Density, DensityProblem, check_objective
 from annealed_core.running.experiment import TrainingError, folder_of, run, stored, train
 from annealed_core.running.sweep import stacks, sweep
 from annealed_core.running.watch import Watched, check_target
-from annealed_core.schedules import Linear, Mixed, Then
+from annealed_core.schedules import Between, Linear, Mixed, Then
 from annealed_core.targets import ENERGIES, GeometricAlphas, LearnedAlphas
-from annealed_core.variants import CapacityELBO
+from annealed_core.variants import BetaELBO, CapacityELBO, Relaxed
 
 SMALL = Density(kernel=Gated(hidden=8), n_transitions=2, objective=AVO(), steps=40, batch=16, samples=200, lr=0.01)
 KERNELS = [Gated(hidden=8), Residual(hidden=8), Planar(), Householder(), IAF(hidden=8), Spline(hidden=8)]
@@ -180,6 +181,13 @@ def test_a_distribution_of_torch_over_all_of_space_is_taken_however_it_was_made(
     mixture = MixtureSameFamily(Categorical(torch.ones(3)), MultivariateNormal(torch.zeros(3, 2), torch.eye(2)))
     for each in (base, mixture, TransformedDistribution(base, AffineTransform(1.0, 2.0))):
         assert Density(target=each).target.dim == 2
+
+
+def test_fields_are_taken_by_name_alone():
+    with pytest.raises(
+        TypeError, match=r"^Density takes fields by name alone, got 'D': write Density\(name=value\), [^\n]*$"
+    ):
+        Density("D")
 
 
 def test_a_target_is_the_same_by_its_name_or_as_the_energy():
@@ -589,6 +597,77 @@ def test_a_schedule_that_leaves_0_1_is_refused_at_construction():
     message = re.escape("schedule <lambda> must stay in [0, 1], got 1.01 at step 51")
     with pytest.raises(ValueError, match=f"^{message}$"):
         Density(objective=AlphaELBO(alpha=lambda step: 0.5 + step / 100), steps=100)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (TrajectoryBalance(lambda s: -1.0), "a number from 0 for exploration of TrajectoryBalance, got -1.0 at step 0"),
+        (TrajectoryBalance(lambda s: "x"), "a number from 0 for exploration of TrajectoryBalance, got 'x' at step 0"),
+        (Then(ELBO(), BetaELBO(lambda s: 3.0 - s), 5), "a number from 0 for weight of BetaELBO, got -1.0 at step 4"),
+        (Relaxed(temperature=lambda s: 0.0), "a number above 0 for temperature of Relaxed, got 0.0 at step 0"),
+        (Relaxed(temperature=Linear(0.0)), "a number above 0 for temperature of Relaxed, got 0.0 at step 0"),
+    ],
+    ids=repr,
+)
+def test_a_schedule_in_any_field_is_refused_in_one_line_where_the_field_does_not_take_its_numbers(objective, message):
+    with pytest.raises(ValueError) as refusal:
+        check_objective(objective, 0, 40)
+    assert str(refusal.value).startswith("schedule ") and str(refusal.value).endswith(f" must give {message}")
+
+
+def test_a_schedule_in_any_field_is_taken_where_the_field_takes_its_numbers():
+    for good in (lambda step: torch.tensor(0.5), Between(3.0, 0.0, Linear(0.0)), Between(2.0, 1.0, lambda step: 1)):
+        check_objective(TrajectoryBalance(good), 2, 100)
+
+
+# ---- kernels of one's own
+
+
+class Move(torch.nn.Module):
+    """A kernel that adds noise of its own drawing, counts its calls, and gives what `gives` makes of the pair."""
+
+    def __init__(self, gives):
+        super().__init__()
+        self.gives, self.size = gives, torch.nn.Parameter(torch.ones(()))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, z, context=None, noise=None):
+        self.calls += 1
+        return self.gives(z + self.size * torch.randn_like(z), z.new_zeros(z.shape[:-1]))
+
+
+def moves(gives=lambda z, log_ratio: (z, log_ratio), more=0):
+    return type("Moves", (), {"build": lambda self, dim, n, context_dim=0: [Move(gives) for _ in range(n + more)]})()
+
+
+WANTED = "kernel Move must give z_next of shape (8, 2) and log_ratio of shape (8,) for z of shape (8, 2), got "
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (moves(more=1), "build of the kernel must give n_transitions 2 kernels, got 3"),
+        (moves(lambda z, log_ratio: (z, log_ratio.unsqueeze(-1))), f"{WANTED}shape (8, 2) and shape (8, 1)"),
+        (moves(lambda z, log_ratio: z), f"{WANTED}shape (8, 2)"),
+        (moves(lambda z, log_ratio: (z, 0.0)), f"{WANTED}shape (8, 2) and float"),
+        (moves(lambda z, log_ratio: None), f"{WANTED}NoneType"),
+        (moves(lambda z, log_ratio: z @ torch.ones(3)), "kernel Move fails for z of shape (8, 2): "),
+    ],
+    ids=["number", "shape", "state", "float", "nothing", "error"],
+)
+def test_a_kernel_of_ones_own_that_fits_no_chain_is_refused_in_one_line_before_training(store, kernel, message):
+    with pytest.raises(ValueError) as refusal:
+        run(SMALL.replace(kernel=kernel))
+    assert str(refusal.value).startswith(message) and "\n" not in str(refusal.value)
+
+
+def test_looking_at_kernels_changes_neither_them_nor_the_random_numbers_of_the_run(store, monkeypatch):
+    spec = SMALL.replace(kernel=moves())
+    looked_at = run(spec)
+    assert DensityProblem([spec]).weights()[0]["0.calls"] == 0
+    monkeypatch.setattr("annealed_core.running.density.check_kernels", lambda *_: None)
+    assert run(spec).metrics == looked_at.metrics
 
 
 # ---- compiled, and restored

@@ -10,6 +10,7 @@ from annealed_core.decoders import Autoregressive
 from annealed_core.description import from_json, to_json
 from annealed_core.flows import IAF, Householder, Planar, Spline
 from annealed_core.kernels import DiagonalGaussian, Gated, Residual
+from annealed_core.nested import NVI, TrajectoryBalance
 from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, LocalAVO, path_fit
 from annealed_core.running import data, mnist
 from annealed_core.running.experiment import TrainingError, run
@@ -68,6 +69,11 @@ BAD = [
     ({"n_transitions": 3}, "impossible n_transitions 3 of Mnist: n_transitions takes 0 without a kernel"),
     ({"kernel": Gated(), "n_transitions": 0}, "impossible n_transitions 0 of Mnist: n_transitions takes at least 1"),
     ({"base": "prior"}, "impossible base 'prior' of Mnist: it takes a kernel, which alone would see the image"),
+    ({"objective": TrajectoryBalance()}, "impossible objective TrajectoryBalance() of Mnist: it takes many draws"),
+    (
+        {"objective": Then(NVI(), AVO(), 5), "kernel": Gated()},
+        "impossible objective Then(first=NVI(), second=AVO(), switch=5) of Mnist: it takes many draws of one density",
+    ),
     ({"objective": AVO()}, "impossible n_transitions 0: AVO() takes at least 1"),
     ({"objective": AlphaELBO(Linear(0.1, 1e-3))}, "schedule Linear(start=0.1, rate=0.001) must end at 1, got 0.109"),
     ({"objective": CapacityELBO(rise=Linear(0.1, 1e-3))}, "schedule Linear(start=0.1, rate=0.001) must end at 1, got"),
@@ -357,6 +363,21 @@ def test_parts_of_ones_own_are_trained_and_judged_and_kept_under_a_name(store, f
     assert math.isfinite(first.metrics["nll"]) and not store.exists()
     named = run(spec.replace(name="mine"))
     assert named.metrics == first.metrics == run(spec.replace(name="mine")).metrics and len(list(store.iterdir())) == 1
+
+
+def test_a_kernel_of_ones_own_that_fits_no_chain_is_refused_before_training(store):
+    class Halves(Halvings):
+        def build(self, dim, n, context_dim=0):
+            return super().build(dim, n + 1, context_dim)
+
+    with pytest.raises(ValueError, match=r"^build of the kernel must give n_transitions 2 kernels, got 3$"):
+        run(HVI.replace(kernel=Halves()))
+    alone = type("Alone", (torch.nn.Module,), {"forward": lambda self, z, context, noise: z})
+    alones = type("Alones", (), {"build": lambda self, dim, n, context_dim: [alone() for _ in range(n)]})()
+    with pytest.raises(
+        ValueError, match=r"^kernel Alone must give z_next of shape \(4, 4\) and log_ratio of shape \(4,\)"
+    ):
+        run(HVI.replace(kernel=alones))
 
 
 # ---- what else is judged

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from annealed_core.kernels import Gated
+from annealed_core.nested import NVI
 from annealed_core.objectives import AVO, ELBO
 from annealed_core.running.experiment import run
 from annealed_core.running.mnist import Mnist
@@ -34,6 +35,10 @@ def test_what_does_not_fit_is_refused_in_a_line():
         ({"base": "prior"}, "impossible kernel None of Posterior: nothing would learn"),
         ({"encoder": "frozen"}, "impossible kernel None of Posterior: nothing would learn"),
         ({"objective": Then(ELBO(), ELBO(), switch=30)}, "impossible switch 30"),
+        (
+            {"objective": NVI(), **CHAIN},
+            r"impossible objective NVI\(\) of Posterior: it takes many draws of one density",
+        ),
     ]:
         with pytest.raises(ValueError, match=line):
             Posterior(**SHORT | fields)

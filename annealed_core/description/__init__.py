@@ -16,7 +16,7 @@ import numbers
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Self, dataclass_transform, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, dataclass_transform, get_args, get_type_hints
 
 
 class Check:
@@ -126,8 +126,11 @@ _OURS: dict[str, type[Any]] = {}  # by the names that JSON has for them
 class Description:
     """What every description can do; subclasses are frozen dataclasses.
 
-    A subclass may look at its fields together in `check`, which raises ValueError.
+    A subclass may look at its fields together in `check`, which raises ValueError; with `by_name` it takes fields by
+    name alone.
     """
+
+    by_name: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, repr=False, eq=False)(cls)
@@ -166,6 +169,13 @@ class Description:
         names = [name for name, (check, _) in _checks(kind).items() if isinstance(check, Annealed)]
         return {name: getattr(self, name) for name in names if numbers or callable(getattr(self, name))}
 
+    def number_of(self, name: str) -> Number:
+        """What the numbers of a schedule in that field must be."""
+        kind: Any = type(self)
+        check: Any = _checks(kind)[name][0]
+        found: Number = check.number
+        return found
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Description) and _identity(self) == _identity(other)
 
@@ -196,6 +206,9 @@ def _refuse_unknown_fields(cls: Any) -> None:
 
     @functools.wraps(initialise)
     def __init__(self: Any, *values: Any, **fields: Any) -> None:
+        if values and cls.by_name:
+            choices = f"write {cls.__name__}(name=value), with names from {', '.join(names)}"
+            raise TypeError(f"{cls.__name__} takes fields by name alone, got {one_line(values[0])}: {choices}")
         for name, value in fields.items():
             if name not in names:
                 meant = suggest(name, names) or f"choose from {', '.join(names)}"

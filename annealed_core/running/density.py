@@ -21,7 +21,7 @@ from annealed_core.judging.density import judge
 from annealed_core.kernels import DiagonalGaussian, Gated, Pairs
 from annealed_core.objectives import ELBO, IWAE, Objective
 from annealed_core.running.experiment import Experiment, Problem
-from annealed_core.running.watch import Watched, called, check_schedule, check_target
+from annealed_core.running.watch import Watched, called, check_kernels, check_numbers, check_schedule, check_target
 from annealed_core.schedules import objective_at
 from annealed_core.speed.compiled import CompiledStep
 from annealed_core.speed.stack import StackedBase, StackedChain, stack
@@ -123,6 +123,12 @@ def says(objective: Any, attribute: str) -> bool:
     return any(getattr(part, attribute, False) for part in [objective, *(value for _, value in _parts(objective))])
 
 
+def of_draws_alone(objective: Any) -> bool:
+    """Whether an objective, or one in it, takes all draws of a batch for those of one density: none of images does."""
+    parts = [objective, *(value for _, value in _parts(objective))]
+    return any(getattr(part, "alone", False) and not getattr(part, "takes_joint", False) for part in parts)
+
+
 def path_of(objective: Any) -> Any:
     """What gives an objective's exponents; None where it follows no path."""
     return next((value for name, value in _parts(objective) if name == "alphas"), None)
@@ -132,6 +138,12 @@ def check_objective(objective: Any, n_transitions: int, steps: int) -> None:
     """Refuse an objective that this many kernels and steps don't fit, with ValueError."""
     for name, schedule in schedules_in(objective):
         check_schedule(schedule, steps, must_end_at_one=name != "beta")
+    for part in (
+        each for each in [objective, *(value for _, value in _parts(objective))] if isinstance(each, Description)
+    ):
+        for name, schedule in part.annealed().items():
+            if name not in _ANNEALED:
+                check_numbers(schedule, steps, f"{name} of {type(part).__name__}", part.number_of(name))
     if n_transitions == 0 and path_of(objective) is not None:
         raise ValueError(f"impossible n_transitions 0: {objective!r} takes at least 1")
     if n_transitions and says(objective, "without_kernels"):
@@ -282,6 +294,8 @@ class DensityProblem(Problem):
                 check_target(target, where)
             torch.manual_seed(spec.seed)
             models.append(spec.kernels())
+            if own_objects(spec.kernel):
+                check_kernels(models[-1], spec.n_transitions, target.dim)
         self.target = Watched(targets, f"lr {self.spec.lr} may be too large")
         self.failures = self.target.failures
         scales = torch.tensor([[spec.scale] * spec.target_object.dim for spec in specs], device=device)

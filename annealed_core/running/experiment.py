@@ -108,6 +108,8 @@ class Experiment(Description):
     beta1: Annotated[float, Number(0, 1, open_high=True)] = 0.9
     clip: Positive | None = None
 
+    by_name = True
+
     @property
     def label(self) -> str:
         """A short readable name, such as density-D-avo-s0."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 import torch
 from torch import Tensor, nn
 
-from annealed_core.description import Boolean, Calls, Choice, Size, Whole
+from annealed_core.description import Boolean, Calls, Choice, Size, Whole, own_objects
 from annealed_core.judging import exploration, inference
 from annealed_core.judging.images import mean_and_error
 from annealed_core.judging.likelihood import importance_sampling
@@ -21,12 +21,14 @@ from annealed_core.running.density import (
     built,
     check_objective,
     copied,
+    of_draws_alone,
     path_of,
     recorded,
     says,
     short_name,
 )
 from annealed_core.running.experiment import Experiment, Problem
+from annealed_core.running.watch import check_kernels
 from annealed_core.schedules import Linear, objective_at, value_at
 from annealed_core.vae import VAE, Independent, IterativeVAE
 from annealed_core.variants import MixedVAE
@@ -124,6 +126,9 @@ class Mnist(Experiment):
                 if value := getattr(self, name):
                     said = f"latents {self.latents} and groups {self.groups}"
                     raise ValueError(f"impossible {name} {value} of Mnist with {said}: {name} takes 0")
+        if of_draws_alone(self.objective):
+            takes = "it takes many draws of one density, as Density has them, and not one of each image"
+            raise ValueError(f"impossible objective {self.objective!r} of Mnist: {takes}")
         if bool(self.groups) != says(self.objective, "mixed"):
             takes = "an objective such as Relaxed()" if self.groups else "groups of 1 or more"
             raise ValueError(f"impossible groups {self.groups} of Mnist with {self.objective!r}: it takes {takes}")
@@ -185,7 +190,10 @@ class MnistProblem(Problem):
         torch.manual_seed(spec.seed)
         train, self.valid, self.test = self.images(device)
         self.train = train[: spec.train_images]
-        self.network = spec.auto_encoder().to(device)
+        network = spec.auto_encoder()
+        if own_objects(spec.kernel):
+            check_kernels(list(network.kernels), spec.n_transitions or 0, spec.latents, torch.ones(4, spec.width))
+        self.network = network.to(device)
         self.objective, learned = built(spec.objective, len(self.network.kernels))
         self.module: nn.Module = nn.ModuleList([self.network, *learned]).to(device)
         self.steps_per_record = -(-len(self.train) // spec.batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import sys
 import textwrap
@@ -13,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from annealed_core.description import Description, Number
-from annealed_core.schedules import Constant, Cyclical, Geometric, Linear, value_at
+from annealed_core.description import Description, Number, one_line
+from annealed_core.schedules import Between, Constant, Cyclical, Geometric, Linear, value_at
 from annealed_core.speed.stack import models_last, samples_last
 
 _ROUNDING = 1e-9  # so near to 0 or 1, a function's value counts as that
@@ -189,7 +191,7 @@ def check_schedule(schedule: Any, steps: int, must_end_at_one: bool = False) -> 
     Raises ValueError, with the value and its step, where the schedule gives no number, leaves [0, 1], or does not end
     at 1 although it must. Warns where it ends below 0.95.
     """
-    name = repr(schedule) if isinstance(schedule, Description) else getattr(schedule, "__name__", repr(schedule))
+    name = _name_of(schedule)
     last: Any = 1.0
     ours = isinstance(schedule, Constant | Linear | Geometric | Cyclical) or not callable(schedule)
     for step in range(steps - 1 if ours else 0, steps):
@@ -205,6 +207,67 @@ def check_schedule(schedule: Any, steps: int, must_end_at_one: bool = False) -> 
         raise ValueError(f"schedule {name} must end at 1, {at}")
     if callable(schedule) and last < _NEAR:
         warn(f"schedule {name} should end near 1, where models are judged, {at}")
+
+
+def check_numbers(schedule: Any, steps: int, name: str, number: Number) -> None:
+    """Refuse a schedule for a field of that name whose numbers in so many steps are not what it takes: ValueError."""
+    inner = schedule.schedule if isinstance(schedule, Between) else schedule
+    ours = isinstance(inner, Constant | Linear | Geometric | Cyclical)  # lowest and highest at the ends
+    for step in dict.fromkeys((0, steps - 1)) if ours else range(steps):
+        value = schedule(step)
+        try:
+            fits = not isinstance(value, str) and number(float(value)) is not None
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            takes, got = f"must give {number.takes} for {name}", f"got {one_line(value)} at step {step:,}"
+            raise ValueError(f"schedule {_name_of(schedule)} {takes}, {got}")
+
+
+def _name_of(schedule: Any) -> str:
+    shown = one_line(schedule)
+    return shown if isinstance(schedule, Description) else getattr(schedule, "__name__", shown)
+
+
+# ---- one's own kernels
+
+
+def check_kernels(kernels: Sequence[Any], n: int, dim: int, context: Tensor | None = None) -> None:
+    """Refuse kernels of the user's own that no chain can be made of, as far as a few draws tell.
+
+    There must be n of them; each must give the next state and a log-ratio for each draw. What is called are copies, on
+    draws of their own: neither the kernels nor torch's random state change. What can't be copied, or sees the target,
+    is not called.
+
+    Args:
+        kernels: as `build` gave them, on the CPU.
+        n: how many were asked for.
+        dim: of z.
+        context: (batch, context_dim), or None.
+
+    Raises ValueError with one line that names the kernel, what it gave, and what would be right.
+    """
+    if len(kernels) != n:
+        raise ValueError(f"build of the kernel must give n_transitions {n} kernels, got {len(kernels)}")
+    try:
+        copies = [] if any(hasattr(kernel, "chain") for kernel in kernels) else copy.deepcopy(list(kernels))
+    except Exception:  # such as one that holds a generator
+        return
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((8, dim), (8, 1, dim)) if context is None else ((len(context), dim), (3, len(context), dim))
+    with torch.random.fork_rng([]):
+        for kernel, shape in itertools.product(copies, shapes):
+            z, noise = (torch.randn(shape, generator=generator) for _ in range(2))
+            name = f"kernel {type(kernel).__name__}"
+            try:
+                found = kernel(z, context, noise)
+            except Exception as error:
+                raise ValueError(f"{name} fails for z of shape {shape}: {_first_line(error)}") from error
+            parts = list(found) if isinstance(found, tuple | list) else [found]
+            if [tuple(each.shape) if isinstance(each, Tensor) else None for each in parts] != [shape, shape[:-1]]:
+                given = [f"shape {tuple(e.shape)}" if isinstance(e, Tensor) else type(e).__name__ for e in parts]
+                wanted = f"z_next of shape {shape} and log_ratio of shape {shape[:-1]}"
+                raise ValueError(f"{name} must give {wanted} for z of shape {shape}, got {' and '.join(given)}")
 
 
 def warn(message: str) -> None:
