@@ -618,7 +618,7 @@ def _on_annealing() -> list[Claim]:
             *(-1, 0.1, _LEARNED, "by a figure"),
         ),
         Claim(
-            "… and AVO mends it (σ = 0.1; nats of likelihood lost, AVO − ELBO)",
+            "AVO mends the bias of a model learned with its posterior (σ = 0.1; nats of likelihood lost, AVO − ELBO)",
             *("folded_line", _model(lambda m: m["loss"]), -1, 0.02, _LEARNED, "by a figure", "–", True),
         ),
         Claim(
@@ -669,7 +669,7 @@ def _on_annealing() -> list[Claim]:
             *("collapse", _between(single, plain, "kl"), 1, 0.2, _COLLAPSE),
         ),
         Claim(
-            "… and cycles do so better than a single rise (KL, four linear cycles − a single rise)",
+            "With that decoder, cycles do so better than a single rise (KL, four linear cycles − a single rise)",
             *("collapse", _between(cycles, single, "kl"), 1, 0.2, _COLLAPSE, "–", "hoped for"),
         ),
     ]

@@ -89,6 +89,12 @@ def varied(runs: Sequence[Any]) -> list[Row]:
     return rows
 
 
+def means(runs: Sequence[Any], metric: str) -> dict[str, float]:
+    """The mean of a metric by variant."""
+    found = {name: _mean(select(runs, **fields), metric) for name, fields in BY_VARIANT.items()}
+    return {name: each.mean for name, each in found.items() if each}
+
+
 def annealed_terms() -> Figure:
     """Temperature, capacity and weights over training."""
     figure, ((first, second, third),) = panels(1, 3, 9.0, 2.5)
