@@ -107,6 +107,11 @@ def _parts(objective: Any) -> Iterator[tuple[str, Any]]:
             yield from _parts(value)
 
 
+def _it_and_parts(objective: Any) -> list[Any]:
+    """An objective, and what stands in its fields."""
+    return [objective, *(value for _, value in _parts(objective))]
+
+
 def schedules_in(objective: Any) -> Iterator[tuple[str, Any]]:
     """Every field of an objective that may be annealed, and what stands in it."""
     return ((name, value) for name, value in _parts(objective) if name in _ANNEALED)
@@ -114,18 +119,18 @@ def schedules_in(objective: Any) -> Iterator[tuple[str, Any]]:
 
 def recorded(objective: Any) -> dict[str, Any]:
     """What a history keeps of an objective: every field that may be annealed."""
-    parts = [objective, *(value for _, value in _parts(objective))]
-    return {n: value for part in parts if isinstance(part, Description) for n, value in part.annealed(True).items()}
+    parts = [part for part in _it_and_parts(objective) if isinstance(part, Description)]
+    return {name: value for part in parts for name, value in part.annealed(True).items()}
 
 
 def says(objective: Any, attribute: str) -> bool:
     """Whether an objective, or one in it, has that attribute set."""
-    return any(getattr(part, attribute, False) for part in [objective, *(value for _, value in _parts(objective))])
+    return any(getattr(part, attribute, False) for part in _it_and_parts(objective))
 
 
 def of_draws_alone(objective: Any) -> bool:
     """Whether an objective, or one in it, takes all draws of a batch for those of one density: none of images does."""
-    parts = [objective, *(value for _, value in _parts(objective))]
+    parts = _it_and_parts(objective)
     return any(getattr(part, "alone", False) and not getattr(part, "takes_joint", False) for part in parts)
 
 
@@ -138,10 +143,8 @@ def check_objective(objective: Any, n_transitions: int, steps: int) -> None:
     """Refuse an objective that this many kernels and steps don't fit, with ValueError."""
     for name, schedule in schedules_in(objective):
         check_schedule(schedule, steps, must_end_at_one=name != "beta")
-    for part in (
-        each for each in [objective, *(value for _, value in _parts(objective))] if isinstance(each, Description)
-    ):
-        for name, schedule in part.annealed().items():
+    for part in _it_and_parts(objective):
+        for name, schedule in part.annealed().items() if isinstance(part, Description) else ():
             if name not in _ANNEALED:
                 check_numbers(schedule, steps, f"{name} of {type(part).__name__}", part.number_of(name))
     if n_transitions == 0 and path_of(objective) is not None:
