@@ -113,7 +113,7 @@ def play(caption: str) -> None:
     """Show the figure to play with, and its caption."""
     if not caption:
         raise ValueError("a figure needs a caption")
-    colours = {method: "#" + bytes(round(255 * c) for c in COLOURS[method]).hex() for method in ("elbo", "avo")}
+    colours = {method: COLOURS[method] for method in ("elbo", "avo")}
     shown = {key: value for key, value in loaded().items() if key != "commit"}
     content = json.dumps(shown | {"names": {m: NAMES[m] for m in colours}, "colours": colours}).replace('"', "&quot;")
     still = "Here particles can be followed through the chains, where scripts run."

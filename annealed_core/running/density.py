@@ -214,7 +214,7 @@ class Density(Experiment):
         objective that says so, and where the objective is none of a model but of all, as a capacity is.
         """
         shared = tuple(value for name, value in self.fields().items() if name not in ("seed", "name", "target"))
-        alone = getattr(self.kernel, "sees_target", False) or getattr(self.objective, "alone", False)
+        alone = getattr(self.kernel, "sees_target", False) or says(self.objective, "alone")
         if own_objects(shared) or alone or any(name == "rise" for name, _ in schedules_in(self.objective)):
             return None
         return int(self.target_object.dim), self.name is not None or isinstance(self.target, str), shared
