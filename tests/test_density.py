@@ -608,7 +608,7 @@ def test_a_schedule_that_leaves_0_1_is_refused_at_construction():
         (Relaxed(temperature=lambda s: 0.0), "a number above 0 for temperature of Relaxed, got 0.0 at step 0"),
         (Relaxed(temperature=Linear(0.0)), "a number above 0 for temperature of Relaxed, got 0.0 at step 0"),
     ],
-    ids=repr,
+    ids=["below 0", "no number", "within another", "a constant", "from 0"],
 )
 def test_a_schedule_in_any_field_is_refused_in_one_line_where_the_field_does_not_take_its_numbers(objective, message):
     with pytest.raises(ValueError) as refusal:
