@@ -32,11 +32,12 @@ _PARTS = re.compile(r'{"(\w+)":{')
 FOLDER = ROOT / "results"
 #: Studies whose records keep one line of a history out of so many; the others keep none.
 HISTORIES = {"long": 10, "collapse": 1, "folded_line": 4, "posterior_alone": 1}
-HISTORIES |= {"variants": 1, "restarts": 1, "convolved": 1, "convolved_latents": 1}
+HISTORIES |= {"convolved": 1, "convolved_latents": 1}
 _JUDGED = ("elbo", "log_z", "ess", "total_variation", "mode_shares")
 _EARNED = ("kernels_earn", "kernels_earn_se", "kernels_move")
 #: Studies of hundreds of runs, and the metrics of theirs that are kept.
-METRICS = {"tuning": ("total_variation",), "tuned": _JUDGED + _EARNED, "starts": _JUDGED + _EARNED}
+METRICS: dict[str, tuple[str, ...]] = {"tuning": ("total_variation",), "tuned": _JUDGED + _EARNED}
+METRICS |= {"starts": _JUDGED + _EARNED, "robustness": ("nll", "nll_samples", "nll_images", "elbo", "kl", "best_epoch")}
 
 #: Studies whose records come from more than one state of the code, and what that means for their tables. All others
 #: are of one state each, so that what is paired within them differs in the methods alone.
