@@ -16,10 +16,11 @@ from annealed_core.flows import Planar
 from annealed_core.kernels import DiagonalGaussian, Gated, normal_log_prob
 from annealed_core.moves import Metropolis
 from annealed_core.nested import NVI, TrajectoryBalance, chosen, resampled, sequential, steps_of
-from annealed_core.objectives import avo_steps
+from annealed_core.objectives import ELBO, avo_steps
 from annealed_core.running.density import Density
 from annealed_core.running.experiment import run
 from annealed_core.running.external import External
+from annealed_core.schedules import Mixed, Then
 from annealed_core.targets import ENERGIES, GeometricPath, LinearAlphas, linear_alphas
 
 D = ENERGIES["D"]
@@ -188,3 +189,8 @@ def test_where_the_target_is_0_the_start_of_a_path_is_not():
     target = SimpleNamespace(log_prob=lambda z: torch.full(z.shape[:-1], -torch.inf), dim=2)
     path = GeometricPath(DiagonalGaussian.isotropic(2), target, [0, 0.5, 1])
     assert path[0].log_prob(torch.zeros(3, 2)).isfinite().all() and path[1].log_prob(torch.zeros(2)) == -torch.inf
+
+
+@pytest.mark.parametrize("objective", [NVI(), Then(NVI(), ELBO(), 5), Mixed(ELBO(), TrajectoryBalance())])
+def test_models_are_trained_one_at_a_time_wherever_the_objective_is(objective):
+    assert Density(objective=objective).stack_key() is None and Density(objective=ELBO()).stack_key() is not None
