@@ -36,7 +36,7 @@ class TargetChain(Chain):
     """
 
     requires_grad = False  # as a context: what learns is not in it
-    target_learns = True
+    target_learns = True  # until `detach`
 
     def __init__(
         self,

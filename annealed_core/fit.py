@@ -76,8 +76,12 @@ def fit(
     Raises FloatingPointError, with the step, where the objective is not finite, and ValueError for nothing to train,
     for impossible numbers and for a target whose values have another shape than they should.
     """
-    check_whole(steps=steps, **dict.fromkeys(["batch"], batch) if not isinstance(batch, Sequence) else {})
-    check_positive(lr=lr, **{} if clip is None else {"clip": clip})
+    check_whole(steps=steps)
+    check_positive(lr=lr)
+    if clip is not None:
+        check_positive(clip=clip)
+    if not isinstance(batch, Sequence):
+        check_whole(batch=batch)
     if isinstance(objective, type):
         raise TypeError(f"objective must be an object such as {objective.__name__}(), got the class")
     if isinstance(chain, Chain):

@@ -28,8 +28,10 @@ class Target(Protocol):
 
 
 def name_of(target: Any) -> str:
-    """What messages call a target."""
-    return str(getattr(target, "name", type(target).__name__))
+    """What messages call a target, in one line: its name where that is text, else its class."""
+    name = getattr(target, "name", None)
+    shown = " ".join(name.split()) if isinstance(name, str) else ""
+    return (shown if len(shown) <= 80 else f"{shown[:76]} ...") or type(target).__name__
 
 
 def linear_alphas(n: int) -> Tensor:

@@ -21,11 +21,11 @@ from annealed_core.judging.density import judge
 from annealed_core.kernels import DiagonalGaussian, Gated, Pairs
 from annealed_core.objectives import ELBO, IWAE, Objective
 from annealed_core.running.experiment import Experiment, Problem
-from annealed_core.running.watch import Watched, called, check_kernels, check_numbers, check_schedule, check_target
+from annealed_core.running.watch import Watched, check_kernels, check_numbers, check_schedule, check_target
 from annealed_core.schedules import objective_at
 from annealed_core.speed.compiled import CompiledStep
 from annealed_core.speed.stack import StackedBase, StackedChain, stack
-from annealed_core.targets import LinearAlphas, exponents
+from annealed_core.targets import LinearAlphas, exponents, name_of
 
 #: Steps whose noise is drawn at once; divides the steps between two records, where checkpoints are made.
 _NOISE_STEPS = 10
@@ -187,7 +187,7 @@ class Density(Experiment):
             needed = name == "rise" or (name == "beta" and value != 1)
             if needed and not hasattr(self.target_object, "log_likelihood"):
                 needs = "takes a target with log_likelihood and log_prior"
-                raise ValueError(f"impossible {name} {value!r}: it {needs}, and {called(self.target_object)} has none")
+                raise ValueError(f"impossible {name} {value!r}: it {needs}, and {name_of(self.target_object)} has none")
         joint = hasattr(self.target_object, "log_likelihood")
         if says(self.objective, "of_images") or (says(self.objective, "takes_joint") and not joint):
             raise ValueError(f"impossible objective {self.objective!r} of Density: it is for images, as Mnist has them")
@@ -205,7 +205,7 @@ class Density(Experiment):
     @property
     def label(self) -> str:
         """Such as density-D-avo-s0."""
-        return "-".join(("density", called(self.target_object), short_name(self.objective), f"s{self.seed}"))
+        return "-".join(("density", name_of(self.target_object), short_name(self.objective), f"s{self.seed}"))
 
     def stack_key(self) -> Hashable | None:
         """All but seed and target.

@@ -18,16 +18,10 @@ from torch.distributions.constraints import Constraint
 from annealed_core.description import Description, Number, one_line
 from annealed_core.schedules import Between, Constant, Cyclical, Geometric, Linear, value_at
 from annealed_core.speed.stack import models_last, samples_last
+from annealed_core.targets import name_of
 
 _ROUNDING = 1e-9  # so near to 0 or 1, a function's value counts as that
 _NEAR = 0.95  # a warm-up that ends training below this is warned of
-
-
-def called(target: Any) -> str:
-    """What messages call a target, in one line: its name where that is text, else its class."""
-    name = getattr(target, "name", None)
-    shown = " ".join(name.split()) if isinstance(name, str) else ""
-    return (shown if len(shown) <= 80 else f"{shown[:76]} ...") or type(target).__name__
 
 
 def check_target(target: Any, device: str = "cpu") -> None:
@@ -37,7 +31,7 @@ def check_target(target: Any, device: str = "cpu") -> None:
     with respect to z. What it declares of itself must be what it should. Raises ValueError with one line that names the
     target and what is wrong.
     """
-    name = called(target)
+    name = name_of(target)
     _check_declared(target, name)
     z = torch.linspace(-1, 1, 8, device=device).unsqueeze(-1).expand(8, target.dim).contiguous()
     try:
@@ -144,7 +138,7 @@ class Watched:
             values = _values(density, part) if watching else density(part)
             if values.shape != part.shape[:-1]:
                 shapes = f"{what} of z {tuple(part.shape)} must have shape {tuple(part.shape[:-1])}"
-                raise ValueError(f"target {called(target)}: {shapes}, got {tuple(values.shape)} at step {self.step}")
+                raise ValueError(f"target {name_of(target)}: {shapes}, got {tuple(values.shape)} at step {self.step}")
             parts.append(values.to(z.dtype))
         values = models_last(parts[0] if len(parts) == 1 else torch.cat(parts, -2), z)
         if watching:
@@ -164,7 +158,7 @@ class Watched:
             if not point.isfinite().all():
                 self.failures[model] = f"samples became {point.sum():g} at step {self.step}: {self.hint}"
                 continue
-            target, at = called(self.targets[model]), ", ".join(f"{x:.4g}" for x in point.tolist())
+            target, at = name_of(self.targets[model]), ", ".join(f"{x:.4g}" for x in point.tolist())
             self.failures[model] = f"target {target}: {what} is {value} at step {self.step}, at z = ({at})"
 
 
