@@ -99,3 +99,19 @@ def test_bars_stand_beside_what_was_published_and_passes_beside_passes():
     assert all(row["ESS of 100"].n == 10 and row["ESS of 100"].mean == 95 for row in rows)
     rows = method_figures.equal_passes(made_up(which_method.which_mnist(), nll=88.0, elbo=-92.0))
     assert [row["NLL"].n for row in rows] == [3, 3, 3]
+
+
+def test_what_is_trained_live_is_short_and_shown_with_what_it_took():
+    specs = dict(zip(method_figures.LIVE, method_figures.live(7, 3), strict=True))
+    assert {spec.seed for spec in specs.values()} == {3} and {spec.target for spec in specs.values()} == {"ring8"}
+    assert all(getattr(spec, "steps", 7) == 7 for spec in specs.values()) and not hasattr(specs["SMC"], "steps")
+    metrics = {"log_z_error_2000": 0.0123, "ess": 0.5, "mode_error": 0.25}
+    metrics |= {"evaluations_training": 75_000, "evaluations_sampling": 2000}
+    (row,) = method_figures.seen({"AVO": SimpleNamespace(metrics=metrics)})
+    assert list(row.values()) == ["AVO", "0.012", "0.500", "0.250", "75,000", "2,000"]
+
+
+def test_the_mean_of_a_variant_is_that_of_its_runs_and_of_no_other():
+    specs = seed_systems.variants()[:2]
+    runs = [SimpleNamespace(spec=spec, metrics={"nll": 90.0 + n}) for n, spec in enumerate(specs)]
+    assert system_figures.means(runs, "nll") == {"ELBO": 90.0, "warm-up": 91.0}
