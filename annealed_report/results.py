@@ -125,6 +125,12 @@ def record(profile: str, name: str, runs: Sequence[Run]) -> None:
     replace_file(path, ("[\n" + ",\n".join(texts) + "\n]\n").encode())
 
 
+def complete(name: str) -> None:
+    """Take a study that is done from the records of those begun to those of the full profile."""
+    _path("full", name).parent.mkdir(parents=True, exist_ok=True)
+    _path("begun", name).replace(_path("full", name))
+
+
 def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 

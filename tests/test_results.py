@@ -10,7 +10,7 @@ import pytest
 from annealed_core import Density, run
 from annealed_core.description import from_json, to_json
 from annealed_core.objectives import AVO
-from annealed_report import audit, results
+from annealed_report import audit, results, study
 from annealed_report.comparison import select
 from annealed_report.studies import STUDIES
 
@@ -138,6 +138,32 @@ def test_what_is_paired_comes_from_one_state_of_the_code_or_is_known_not_to(path
     states = results.states(records)
     assert (len(states) > 1) == (path.stem in results.MIXED), states
     assert ("states of the code" in results.provenance(records)) == (len(states) > 1)
+
+
+def test_a_study_is_recorded_as_it_goes_and_gone_on_with_at_the_same_commit(folder, capsys, monkeypatch):
+    asked = []
+
+    def broken_off(specs):
+        asked.append([spec.seed for spec in specs])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return [run(spec) for spec in specs]
+
+    monkeypatch.setitem(STUDIES, "grid", lambda: SPECS)
+    monkeypatch.setattr(study, "cores", lambda: 1)
+    monkeypatch.setattr(study, "stacks", lambda specs, processes: [[spec] for spec in specs[::-1]])
+    monkeypatch.setattr(study, "sweep", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        study.main(["grid"])
+    assert [record.spec.seed for record in results.load("begun", "grid")] == [0] and not results.load("full", "grid")
+    here = results.commit()
+    monkeypatch.setattr(results, "commit", lambda: "abcdef0")
+    assert study.main(["grid"]) == 2
+    assert capsys.readouterr().err == f"grid was begun at commit {here}, and this is abcdef0: go on there\n"
+    monkeypatch.setattr(results, "commit", lambda: here)
+    assert study.main(["grid"]) == 0 and asked == [[0], [1], [1]]
+    assert [record.spec for record in results.load("full", "grid")] == SPECS
+    assert not (folder / "begun" / "grid.json").exists()
 
 
 def test_an_audit_takes_short_runs_and_measures_in_spreads_over_seeds(folder, capsys, monkeypatch):

@@ -107,6 +107,13 @@ def test_what_is_not_yet_run_has_no_records():
     assert all(not results.load("full", name) for name in NOT_YET_RUN)
 
 
+def test_a_study_begun_is_of_one_commit_and_holds_nothing_else():
+    for path in (results.FOLDER / "begun").glob("*.json"):
+        begun = results.load("begun", path.stem)
+        assert path.stem in NOT_YET_RUN and len({record.commit for record in begun}) == 1
+        assert {record.spec for record in begun} <= set(STUDIED[path.stem])
+
+
 def test_an_unknown_study_is_refused_with_the_known_ones():
     assert find_study("compute") == STUDIED["compute"] and "compute" in DENSITY_STUDIES
     with pytest.raises(ValueError, match=r"^unknown study 'grit': choose one of grid, objectives, kernels, "):
