@@ -144,6 +144,20 @@ def adam(parameters: Iterable[nn.Parameter], lr: float, beta1: float = 0.9) -> t
     return torch.optim.Adam(list(parameters), lr, (beta1, 0.999), fused=True)
 
 
+def _share(lr_schedule: Any, step: int, steps: int) -> float:
+    """What the learning rate is multiplied by at that step."""
+    if lr_schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * step / steps))
+    found = lr_schedule(step)
+    try:
+        share = float(found)
+    except (TypeError, ValueError):
+        share = math.nan
+    if not 0 <= share < math.inf:
+        raise ValueError(f"lr_schedule must give a number from 0 at each step, got {found!r} at step {step}")
+    return share
+
+
 def maximise(
     values: Callable[[int], Tensor],
     parameters: Iterable[nn.Parameter],
@@ -167,7 +181,7 @@ def maximise(
         optimiser: one with a state, to go on with.
         after: called with the number of steps taken; True ends training.
 
-    Raises ValueError for an unknown lr_schedule.
+    Raises ValueError for an unknown lr_schedule, and for one that gives no number or one below 0.
     """
     if not callable(lr_schedule) and lr_schedule not in ("constant", "cosine"):
         raise ValueError(f"unknown lr_schedule {lr_schedule!r}: choose one of constant, cosine")
@@ -176,10 +190,8 @@ def maximise(
     try:
         for step in range(first, steps):
             if lr_schedule != "constant":
-                falling = lr_schedule == "cosine"
-                share = 0.5 * (1 + math.cos(math.pi * step / steps)) if falling else lr_schedule(step)
                 for group in optimiser.param_groups:
-                    group["lr"] = lr * share
+                    group["lr"] = lr * _share(lr_schedule, step, steps)
             gradients = torch.autograd.grad(-values(step).sum(), parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None and clip is not None:

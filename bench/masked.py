@@ -25,8 +25,9 @@ BATCH, CHANNELS, SIZE = 64, 16, 28
 
 def unfolded(conv: LocallyMaskedConv, x: Tensor) -> Tensor:
     """The plain way, and that of the published code: W (unfold(x) * mask)."""
-    masks, chosen = local_masks(0, SIZE)
-    patches = unfold(x, 3, padding=1).unflatten(1, (CHANNELS, 9)) * masks.flatten(1)[chosen.flatten()].T
+    masks, chosen = local_masks(0, SIZE, conv.dilation[0], conv.centre)
+    patches = unfold(x, 3, conv.dilation, conv.padding).unflatten(1, (conv.in_channels, 9))
+    patches = patches * masks.flatten(1)[chosen.flatten()].T
     return (conv.weight.flatten(1) @ patches.flatten(1, 2)).unflatten(-1, (SIZE, SIZE)) + conv.bias.view(-1, 1, 1)
 
 

@@ -286,6 +286,14 @@ def test_an_unknown_schedule_of_the_learning_rate_is_refused():
         fit(chain_of(Gated(8)), TARGET, lr_schedule="linear")
 
 
+@pytest.mark.parametrize("value", [-0.5, math.nan, math.inf, None, "half"])
+def test_a_function_for_the_learning_rate_must_give_a_number_from_0(value):
+    said = rf"^lr_schedule must give a number from 0 at each step, got {value!r} at step 3$"
+    with pytest.raises(ValueError, match=said):
+        fit(chain_of(Gated(8)), TARGET, steps=5, lr_schedule=lambda step: value if step == 3 else 1.0)
+    fit(chain_of(Gated(8)), TARGET, steps=1, lr_schedule=lambda step: torch.tensor(0.5))
+
+
 def test_elements_of_the_gradient_are_cut_off_and_smaller_ones_left():
     weight, seen = torch.nn.Parameter(torch.zeros(3)), []
 
