@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from annealed_core.description import Positive
+from annealed_core.energies import find
+from annealed_core.evidence import mode_masses
 from annealed_core.kernels import Gated, Residual
 from annealed_core.objectives import AVO, ELBO
-from annealed_core.running.density import Density
+from annealed_core.running.density import Density, base_scale
 from annealed_core.schedules import Then
 from annealed_report import results
 from annealed_report.comparison import select
@@ -82,6 +84,14 @@ def tuned() -> list[Density]:
 def of_line(runs: Iterable[Any], method: str, target: str) -> list[Any]:
     """The runs (or records) of a method on a target, at whatever setting, in the order of their seeds."""
     return select(runs, **line(method, target))
+
+
+def base_error(target: str, n: int = 20_000) -> float:
+    """The mode-mass error of the base, before any kernel."""
+    found: Any = find(target)
+    z = base_scale(found) * torch.randn(n, found.dim, generator=torch.Generator().manual_seed(0))
+    centres, masses = found.modes
+    return float(0.5 * (mode_masses(z, centres) - masses).abs().sum())
 
 
 class Started(Gated):

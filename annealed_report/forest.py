@@ -21,7 +21,7 @@ WORD_MARKS = {
     "opposite": ("#b2182b", "D", True),
     "opposite, size open": ("#b2182b", "D", False),
     "undetermined": ("#7a7a7a", "o", False),
-    "not tested": ("#9a9a9a", "x", True),
+    "not tested": ("#767676", "", True),  # has no mark
 }
 
 
@@ -47,11 +47,9 @@ def forest(rows: Sequence[Row], width: float = 7.5, reach: float = 60.0) -> Figu
                 if abs(end) > reach:
                     axes.plot(np.sign(end) * reach, place, arrow, color=colour, ms=5)
             mean = min(max(mean, -reach), reach)
-        else:
-            mean = 0.0
-        fill = colour if filled else "white"
-        axes.plot(mean, place, shape, ms=6.5, color=colour, mfc=fill, mec=colour, mew=1.5, clip_on=False)
-        axes.text(reach * 1.6, place, row.word, va="center", fontsize="small", color=colour)
+            fill = colour if filled else "white"
+            axes.plot(mean, place, shape, ms=6.5, color=colour, mfc=fill, mec=colour, mew=1.5, clip_on=False)
+        axes.text(reach * 1.6, place, row.said, va="center", fontsize="small", color=colour)
     axes.set_yticks(range(len(rows)), labels, fontsize="small")
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xscale("symlog", linthresh=1.0, linscale=0.8)

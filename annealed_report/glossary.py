@@ -20,6 +20,7 @@ MEANINGS = {
     "IWAE": "importance-weighted auto-encoder: trained by the log of the mean of several weights",
     "leapfrog": "a step of Hamiltonian dynamics along the gradient of the target",
     "loss-calibrated": "a mixture of AVO and the ELBO, such as a fifth of the one and four fifths of the other",
+    "mode-mass error": "the share of samples that would have to change modes for each to hold what it should",
     "nats": "units of the natural logarithm: one nat is a factor of e in probability",
     "near the identity": "a start at which kernels hardly move z",
     "NLL": "negative log-likelihood: the lower, the better the model fits",

@@ -25,7 +25,7 @@ assert list(TARGETS) == list(BUDGETS)
 #: What is drawn: the metric, its name, and whether its logarithm colours it.
 DRAWN = {
     "log_z_error_2000": ("error of log Z (nats)", True),
-    "mode_error": ("error of the modes' masses", False),
+    "mode_error": ("mode-mass error", False),
     "ess": ("effective samples, a share", False),
 }
 
@@ -54,7 +54,7 @@ def particles(axes: Axes, name: str, run: Any, n: int = 1000) -> None:
 
 def seen(runs: Mapping[str, Any]) -> list[Row]:
     """What such runs are worth, and what they took."""
-    shown = {"error of log Z": "log_z_error_2000", "effective": "ess", "modes' error": "mode_error"}
+    shown = {"error of log Z": "log_z_error_2000", "effective": "ess", "mode-mass error": "mode_error"}
     took = {"evaluations, training": "evaluations_training", "… drawing": "evaluations_sampling"}
     return [
         {"method": name}
@@ -69,7 +69,7 @@ def _mean(runs: Sequence[Any], metric: str) -> Interval | None:
 
 
 def every(runs: Sequence[Any]) -> Figure:
-    """Every method on every target: error of log Z, error of the modes' masses, effective samples; means over seeds."""
+    """Every method on every target: error of log Z, mode-mass error, effective samples; means over seeds."""
     import seaborn as sns
 
     figure, axes = panels(1, len(DRAWN), 10.0, 5.6, sharey=True)
@@ -109,7 +109,7 @@ def bars(runs: Sequence[Any]) -> list[Row]:
         found = select(runs, target=target)
         published = "; ".join(f"{value:g} ({who})" for who, value in PUBLISHED.get(target, {}).items()) or "–"
         row: Row = {"target": TARGETS[target], "error of log Z": _mean(found, "log_z_error_2000")}
-        row |= {"published": published, "ESS": _mean(found, "ess"), "modes' error": _mean(found, "mode_error")}
+        row |= {"published": published, "ESS": _mean(found, "ess"), "mode-mass error": _mean(found, "mode_error")}
         row["evaluations, millions"] = _mean(found, "evaluations_training")
         if (evaluated := row["evaluations, millions"]) is not None:
             row["evaluations, millions"] = round(evaluated.mean / 1e6, 1)
@@ -128,7 +128,7 @@ def ring(runs: Sequence[Any]) -> list[Row]:
         found = select(runs, objective=NVI(resample=name == "NVIR"), n_transitions=k - 1)
         row: Row = {"method": name, "K": k, "ESS of 100": mean(100 * run.metrics["ess_100"] for run in found)}
         row |= {"published": ess, "log Z": _mean(found, "log_z_100"), "published log Z": log_z}
-        rows.append(row | {"modes' error": _mean(found, "mode_error")})
+        rows.append(row | {"mode-mass error": _mean(found, "mode_error")})
     return rows
 
 

@@ -41,7 +41,7 @@ def claimed(section: str) -> list[Row]:
     for row in (row for row in claims.rows("full") if row.claim.section == section):
         said = {"paper": row.claim.paper, "earlier report": row.claim.earlier}
         difference = text(row.difference, 3 if row.claim.smallest < 0.1 else 2)
-        found.append({"claim": row.claim.text} | said | {"difference": difference, "word": f"**{row.word}**"})
+        found.append({"claim": row.claim.text} | said | {"difference": difference, "word": f"**{row.said}**"})
     empty = {column for column in ("paper", "earlier report") if all(row[column] == "–" for row in found)}
     return [{column: cell for column, cell in row.items() if column not in empty} for row in found]
 
@@ -94,7 +94,7 @@ def settings(runs: Sequence[Any]) -> list[Row]:
 
 
 def starts(runs: Sequence[Any], targets: Sequence[str] = "AD") -> list[Row]:
-    """The modes' error by the ELBO and by AVO for each start of the kernels."""
+    """The mode-mass error by the ELBO and by AVO for each start of the kernels."""
     rows = []
     for kernel in dict.fromkeys(run.spec.kernel for run in runs):
         levels = {name: getattr(kernel, name) == level[1] for name, level in FACTORS.items()}
@@ -130,7 +130,7 @@ def fitted(runs: Sequence[Any], encoder: str) -> list[Row]:
 
 
 def quarter(runs: Sequence[Any], base: str) -> list[Row]:
-    """By method, the gap to log p(x) and the modes' error where a quarter of a digit is seen."""
+    """By method, the gap to log p(x) and the mode-mass error where a quarter of a digit is seen."""
     rows = []
     for alike in dict.fromkeys(run.spec.replace(seed=0) for run in select(runs, base=base)):
         own = [run for run in runs if run.spec.replace(seed=0) == alike]
@@ -138,7 +138,7 @@ def quarter(runs: Sequence[Any], base: str) -> list[Row]:
         row: Row = {"method": f"{kernel}, {type(alike.objective).__name__}"}
         row |= {"T": alike.n_transitions, "gap (nats)": mean(run.metrics["gap"] for run in own)}
         row["gap of 200 weights"] = mean(run.metrics["iw_gap"] for run in own)
-        row["modes' error"] = text(mean(run.metrics["mode_error"] for run in own), 3)
+        row["mode-mass error"] = text(mean(run.metrics["mode_error"] for run in own), 3)
         rows.append(row)
     return sorted(rows, key=lambda row: (row["T"], row["method"]))
 

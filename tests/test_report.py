@@ -479,6 +479,11 @@ def test_stderr_and_widgets_do_not_show(tmp_path):
     assert "HBox" not in page.get_text() and "td {}" not in page.get_text()
 
 
+def test_a_cell_that_is_to_be_read_starts_unfolded(tmp_path):
+    cells = (new_code_cell("1 + 1", metadata={"tags": tags}) for tags in ([], ["show"]))
+    assert [each.has_attr("data-shown") for each in page_of(tmp_path, *cells).select("details.code")] == [False, True]
+
+
 def test_a_cell_says_what_it_makes(tmp_path):
     sources = ["plotting.table(1)", "plotting.table(1)\nplotting.show(2)", "# so\n1", "x"]
     labels = page_of(tmp_path, *map(new_code_cell, sources)).select("details.code summary")

@@ -31,13 +31,13 @@ theme.addEventListener("click", () => { const next = dark() ? "light" : "dark"; 
 // code
 const toggle = document.getElementById("toggle-code");
 const code = select("details.code");
-const unfold = (open) => {
-  code.forEach((cell) => { cell.open = open; });
+const unfold = (open, first = false) => {
+  code.forEach((cell) => { cell.open = open || (first && "shown" in cell.dataset); });
   toggle.textContent = open ? "Hide code" : "Show code";
 };
 toggle.hidden = code.length === 0;
 let shown = kept.get("code") === "shown";
-unfold(shown);
+unfold(shown, true);
 toggle.addEventListener("click", () => { shown = !shown; kept.set("code", shown ? "shown" : "hidden"); unfold(shown); });
 for (const block of select("details.code .highlight")) {
   const button = make("button", { type: "button", className: "copy", textContent: "Copy" });
