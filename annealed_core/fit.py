@@ -105,11 +105,13 @@ def fit(
         now, weighed = waiting.pop() if waiting else pair(step)
         own, now.generator = now.generator, now.generator or generator
         try:
-            found: Tensor = objective_at(objective, step)(now, weighed, batch).mean()
+            found = objective_at(objective, step)(now, weighed, batch)
         finally:
             now.generator = own
-        recent.append(found.detach())
-        return found
+        if not isinstance(found, Tensor):
+            raise TypeError(f"objective must give a tensor of values to be maximised, got {found!r}")
+        recent.append(found.detach().mean())
+        return found.mean()
 
     def after(step: int) -> bool:
         if step % min(steps, RECORDED_STEPS) == 0 or step == steps:

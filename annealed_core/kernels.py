@@ -223,7 +223,9 @@ class Frozen(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = [network]  # in a list, so that it isn't registered and doesn't change mode with this module
-        self.state = {name: value.detach() for name, value in [*network.named_parameters(), *network.named_buffers()]}
+        self.state = {name: value.detach() for name, value in network.named_parameters()}
+        # Batch normalisation changes its statistics in place, unseen by autograd, also before a backward pass.
+        self.state |= {name: value.detach().clone() for name, value in network.named_buffers()}
 
     def forward(self, *inputs: Tensor | None) -> Any:
         """As of the network."""

@@ -232,7 +232,7 @@ class Refiner(nn.Module):
 
     def forward(self, x: Tensor, lam: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """X (batch, pixels), lambda and its gradient (batch, 2 latents) -> the next lambda, features (batch, width)."""
-        given = [x - 0.5, lam, (gradient.abs() + 1e-5).log(), gradient.sign()]
+        given = [x - 0.5, lam.detach(), (gradient.abs() + 1e-5).log(), gradient.sign()]
         features = self.features(torch.cat(given, -1))
         fresh, gate = self.outputs(features).chunk(2, -1)
         keep = torch.sigmoid(gate)

@@ -179,8 +179,10 @@ class MixedBase:
 
     def drawn_log_prob(self, noise: Tensor) -> Tensor:
         """See the class; in nats, (*sample, *batch)."""
-        first, drawn = self._parts(noise)
-        weights = self.log_q.exp() if self.temperature > 0 else drawn
+        if self.temperature > 0:
+            first, weights = noise[..., : self.gaussian.dim], self.log_q.exp()
+        else:
+            first, weights = self._parts(noise)
         return self.gaussian.drawn_log_prob(first) + (weights * self.log_q).sum((-2, -1))
 
     def divergences(self) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ What is compared, and how to read it, is in bench/README.md.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 from pathlib import Path
 
@@ -75,20 +76,19 @@ class PlainIterative(PlainVAE):
     def refine(self, x: Tensor, lam: Tensor) -> Tensor:
         point = lam.detach().requires_grad_()
         (slope,) = torch.autograd.grad(self.bound_at(x, point).sum(), point)
-        inputs = torch.cat([x - 0.5, lam, (slope.abs() + 1e-5).log(), slope.sign()], -1)
+        inputs = torch.cat([x - 0.5, lam.detach(), (slope.abs() + 1e-5).log(), slope.sign()], -1)
         fresh, gate = self.encoder(inputs).chunk(2, -1)
         gate = torch.sigmoid(gate)
         loc, log_variance = (gate * lam.detach() + (1 - gate) * fresh).chunk(2, -1)
         return torch.cat([loc, log_variance.clamp(-15, 15)], -1)
 
     def loss(self, x: Tensor) -> Tensor:
-        self.decoder.eval().requires_grad_(False)
+        learning, self.decoder = self.decoder, copy.deepcopy(self.decoder).eval().requires_grad_(False)
         stages = [x.new_zeros(len(x), 2 * LATENTS)]
         for _ in range(ITERATIONS):
             stages.append(self.refine(x, stages[-1]))
         whole = torch.stack([self.bound_at(x, lam, BETA) for lam in stages[1:]]).mean(0)
-        # Torch's backward pass through `whole` takes the running statistics as this pass leaves them; so in the package.
-        self.decoder.train().requires_grad_(True)
+        self.decoder = learning
         decoded = self.bound_at(x, stages[-1].detach(), BETA)
         return -(whole + decoded - decoded.detach()).mean()
 

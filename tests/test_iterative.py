@@ -1,5 +1,6 @@
 """Iterative inference: what an iteration sees, what learns by which stage, and that the bound rises with each."""
 
+import copy
 import itertools
 
 import pytest
@@ -40,6 +41,12 @@ def test_an_iteration_sees_the_gradient_of_the_whole_chains_bound():
     assert len(chain) == 2 and not slope.requires_grad
 
 
+def test_an_iteration_learns_nothing_through_what_it_is_given():
+    vae, lam = model(), torch.randn(6, 6, requires_grad=True)
+    found, features = vae.encoder(images(), lam, torch.randn(6, 6))
+    assert torch.autograd.grad(found.sum() + features.sum(), lam, allow_unused=True) == (None,)
+
+
 def test_the_first_iteration_starts_at_the_prior_and_a_closed_gate_stays_there():
     vae, x = model(), images()
     with torch.no_grad():
@@ -49,12 +56,15 @@ def test_the_first_iteration_starts_at_the_prior_and_a_closed_gate_stays_there()
         assert chain.base.loc.abs().max() < 1e-6 and (chain.base.scale - 1).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("objective", [ELBO(), AVO(), AVO(0.2)], ids=repr)
-def test_encoder_and_kernels_learn_by_the_mean_over_stages_and_the_decoder_by_the_last(objective):
-    vae, x = model(2), images()
+def test_encoder_and_kernels_learn_by_the_mean_over_stages_and_the_decoder_by_the_last(objective, norm):
+    vae, x = model(2, norm=norm).train(), images()
+    before = copy.deepcopy(vae.state_dict())
     value = vae.objective(objective, x, seeded()).mean()
     found = torch.autograd.grad(value, list(vae.parameters()), allow_unused=True)
     named = dict(zip([name for name, _ in vae.named_parameters()], found, strict=True))
+    vae.load_state_dict(before)  # statistics of batches have moved
     generator = seeded()
     chains = vae.stages(x, generator)
     frozen = vae.joint(x).frozen()

@@ -137,6 +137,17 @@ def test_a_frozen_network_is_that_of_evaluation_mode_as_it_stands_and_gradients_
     torch.testing.assert_close(found[0], torch.autograd.grad(network(x).sin().sum(), x)[0])
 
 
+def test_a_frozen_network_stands_still_where_the_network_goes_on_before_the_backward_pass():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).double()
+    network(draw(9, 3))
+    x = draw(4, 3).requires_grad_()
+    (expected,) = torch.autograd.grad(Frozen(network)(x).sin().sum(), x)
+    value = Frozen(network)(x).sin().sum()
+    network(5 * draw(9, 3))  # its running statistics move, in place
+    torch.testing.assert_close(torch.autograd.grad(value, x)[0], expected, rtol=0, atol=0)
+
+
 def test_a_frozen_network_gives_back_its_mode_after_an_error():
     network = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
     with pytest.raises(RuntimeError):

@@ -55,7 +55,10 @@ def test_a_chain_for_each_batch_is_none_for_all():
 @pytest.mark.parametrize(
     ("metrics", "line"),
     [
-        ({"pareto_k": 0.71}, "Pareto k is 0.71, above 0.7: log_z, ess and mode_masses are not to be relied on"),
+        (
+            {"pareto_k": 0.71},
+            "Pareto k is 0.71, above 0.7: log_z, ess and all that is weighted are not to be relied on",
+        ),
         ({"pareto_k": math.inf}, "Pareto k is inf"),
         ({"ess": 0.004}, "the effective sample size is 0.40% of the samples"),
         ({"elbo": -3.0, "log_z": 0.0}, "the ELBO lies 3.0 nats below log_z"),
@@ -73,6 +76,23 @@ def test_nothing_is_noted_of_a_run_that_is_sound_and_something_of_one_that_is_no
     assert run(exact).notes == [] == doubts({"pareto_k": -math.inf, "ess": 1.0, "elbo": 0.0, "log_z": 0.0})
     afar = External(lambda z: (-50 * ((z - 4) ** 2).sum(1), -100 * (z - 4)), dim=2, log_normalizer=0.0)
     assert any("Pareto k" in line for line in run(exact.replace(target=afar)).notes)
+
+
+def test_a_lost_mode_is_noted_where_the_target_declares_its_modes(store):
+    (said,) = doubts({"mode_shares": [0.76, 0.039, 0.201]}, masses=[0.5, 0.2, 0.3])
+    assert said == "mode 1 has 0.039 of the samples, and 0.200 of the target's mass: it is lost"
+    assert doubts({"mode_shares": [0.76, 0.041, 0.199]}, masses=[0.5, 0.2, 0.3]) == doubts({"mode_shares": None}) == []
+
+    class Far:
+        dim, modes = 1, (torch.tensor([[0.0], [50.0]]), torch.tensor([0.5, 0.5]))
+
+        def log_prob(self, z):
+            return -0.5 * torch.minimum(z.square(), (z - 50).square()).sum(-1)
+
+    notes = run(SMALL.replace(target=Far(), n_transitions=0, objective=ELBO())).notes
+    assert [line for line in notes if "lost" in line] == [
+        "mode 1 has 0.000 of the samples, and 0.500 of the target's mass: it is lost"
+    ]
 
 
 @pytest.mark.parametrize(

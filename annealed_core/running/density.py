@@ -346,8 +346,9 @@ class DensityProblem(Problem):
             values = objective(self.chain, self.target, self.spec.batch)
         else:
             values = objective.values(self.chain, self.target, noise)
-        if values.shape[-1:] != (len(self.specs),):
-            wanted = f"values of shape (*sample, {len(self.specs)}), got {tuple(values.shape)}"
+        if not isinstance(values, Tensor) or values.shape[-1:] != (len(self.specs),):
+            got = tuple(values.shape) if isinstance(values, Tensor) else repr(values)
+            wanted = f"values of shape (*sample, {len(self.specs)}), got {got}"
             raise ValueError(f"objective {short_name(objective)} must give {wanted}")
         return values.reshape(-1, len(self.specs)).T.contiguous().mean(1)  # of each as it would be alone
 

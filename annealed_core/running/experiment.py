@@ -167,8 +167,14 @@ class Run:
 
     @property
     def notes(self) -> list[str]:
-        """Why its figures should not be trusted, in lines: Pareto k, ESS, bounds, log Z, grids that miss mass."""
-        return doubts(self.metrics, getattr(getattr(self.spec, "target_object", None), "log_normalizer", None))
+        """Why its figures should not be trusted: Pareto k, ESS, bounds, log Z, grids that miss mass, lost modes.
+
+        Modes are seen where the target declares its `modes`, centres and masses: of others that no draw has reached
+        draws know nothing.
+        """
+        target = getattr(self.spec, "target_object", None)
+        modes = getattr(target, "modes", None)
+        return doubts(self.metrics, getattr(target, "log_normalizer", None), () if modes is None else modes[1].tolist())
 
     @property
     def distribution(self) -> ChainDistribution:

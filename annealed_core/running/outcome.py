@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from annealed_core.running.system import optional
 
 #: Vehtari et al., arXiv 1507.02646, of Pareto k; the others are ours.
 LARGEST_K, SMALLEST_ESS, LARGEST_GAP, LARGEST_DIFFERENCE = 0.7, 0.01, 2.0, 0.5
+SMALLEST_SHARE = 0.2  # of the samples that a mode should have
 
 
 class ChainDistribution(Distribution):
@@ -51,20 +52,25 @@ class ChainDistribution(Distribution):
         return self.chain.base.log_prob(z) - log_volume
 
 
-def doubts(metrics: Mapping[str, Any], log_normalizer: float | None = None) -> list[str]:
+def doubts(metrics: Mapping[str, Any], log_normalizer: float | None = None, masses: Sequence[float] = ()) -> list[str]:
     """Why figures of a run should not be trusted, in lines; none where nothing speaks against them.
 
     Args:
         metrics: of the run.
         log_normalizer: what its target declares of log Z, in nats. It is doubted where log_z is off by more than half a
             nat and five standard errors.
+        masses: of its modes, as it declares them. A mode with less than a fifth of its samples is lost.
     """
     found = list(metrics.get("notes", ()))
     k, ess = metrics.get("pareto_k"), metrics.get("ess")
     if k is not None and k > LARGEST_K:
-        found.append(f"Pareto k is {k:.2f}, above {LARGEST_K}: log_z, ess and mode_masses are not to be relied on")
+        found.append(
+            f"Pareto k is {k:.2f}, above {LARGEST_K}: log_z, ess and all that is weighted are not to be relied on"
+        )
     if ess is not None and ess < SMALLEST_ESS:
-        found.append(f"the effective sample size is {ess:.2%} of the samples: few of them decide log_z and mode_masses")
+        found.append(
+            f"the effective sample size is {ess:.2%} of the samples: few of them decide log_z and all that is weighted"
+        )
     log_z, elbo = metrics.get("log_z"), metrics.get("elbo")
     if log_z is not None and elbo is not None and log_z - elbo > LARGEST_GAP:
         found.append(f"the ELBO lies {log_z - elbo:.1f} nats below log_z: the chain is far from its target")
@@ -75,6 +81,11 @@ def doubts(metrics: Mapping[str, Any], log_normalizer: float | None = None) -> l
                 f"log_z is {log_z:.2f} +- {error:.2f}, and the target declares log_normalizer {log_normalizer:.6g}"
             )
             found.append(f"{declared}: either the samples miss mass, or what it declares is wrong")
+    for number, (share, mass) in enumerate(zip(metrics.get("mode_shares") or (), masses, strict=False)):
+        if share < SMALLEST_SHARE * mass:
+            found.append(
+                f"mode {number} has {share:.3f} of the samples, and {mass:.3f} of the target's mass: it is lost"
+            )
     for name in ("is_minus_ais", "adaptive_minus_ais"):
         if abs(metrics.get(name) or 0) > LARGEST_DIFFERENCE:
             found.append(f"{name} is {metrics[name]:.2f} nats: sampling and annealing disagree on the likelihood")

@@ -159,7 +159,10 @@ class Watched:
                 self.failures[model] = f"samples became {point.sum():g} at step {self.step}: {self.hint}"
                 continue
             target, at = name_of(self.targets[model]), ", ".join(f"{x:.4g}" for x in point.tolist())
-            self.failures[model] = f"target {target}: {what} is {value} at step {self.step}, at z = ({at})"
+            bounded = ": chains reach all of R^n, so that a bounded density needs other coordinates" * (
+                value == -math.inf
+            )
+            self.failures[model] = f"target {target}: {what} is {value} at step {self.step}, at z = ({at}){bounded}"
 
 
 def _values(density: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
