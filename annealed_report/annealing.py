@@ -72,7 +72,9 @@ def questions(runs: Sequence[Any]) -> list[Row]:
         d = paired(ours, theirs, "nll")
         least = least_earned(ours, theirs)
         said = word(None if of_kernels and not (least and least.low > 0) else d, -1, 0.2)
-        found.append({"difference of": asks, "ELBO": text(paired(ours, theirs, "elbo")), "NLL": text(d), "word": said})
+        found.append(
+            {"difference of": asks, "ELBO": text(paired(ours, theirs, "elbo")), "NLL": text(d), "verdict": said}
+        )
     return found
 
 
@@ -229,7 +231,7 @@ def advice(studies: Mapping[str, Sequence[Any]]) -> list[Row]:
             "rests on": what,
             "difference": text(d, 3 if "NLL" not in what and "KL" not in what and "same" not in what else 2),
             "claimed": f"{'<' if sign < 0 else '>'} 0 ({smallest:g})",
-            "word": word(d, sign, smallest),
+            "verdict": word(d, sign, smallest),
         }
         for each, what, d, sign, smallest in given
     ]

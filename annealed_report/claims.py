@@ -148,7 +148,7 @@ class Row:
             "earlier report": claim.earlier,
             "ours": text(self.difference),
             "claimed": f"{'<' if claim.sign < 0 else '>'} 0 ({claim.smallest:g})",
-            "word": f"**{self.said}**",
+            "verdict": f"**{self.said}**",
             "shown in": claim.link,
         }
 
@@ -334,7 +334,8 @@ def with_latents_in_use(runs: Sequence[Any]) -> list[Any]:
 
 def warmed(runs: Sequence[Any], name: str, metric: str) -> Interval | None:
     """What linear warm-up changes for a method."""
-    return _between(method(name, SHORT_WARM_UP), method(name, 1.0), metric)(with_latents_in_use(runs))
+    runs = with_latents_in_use(runs) if metric == "in use" else runs
+    return _between(method(name, SHORT_WARM_UP), method(name, 1.0), metric)(runs)
 
 
 # ---- the claims

@@ -32,7 +32,7 @@ def modes_kept(drawn: Mapping[str, Mapping[str, Tensor]], records: Sequence[Any]
 
     `drawn` has samples (n, 2) by start of the kernels and objective, "elbo" or "avo".
     """
-    figure, axes = panels(len(drawn), 2, 5.6)
+    figure, axes = panels(len(drawn), 2, 4.6)
     for line, (start, samples) in zip(axes, drawn.items(), strict=True):
         line[0].set_ylabel(start)
         for ax, (method, z) in zip(line, samples.items(), strict=True):
@@ -44,7 +44,7 @@ def modes_kept(drawn: Mapping[str, Mapping[str, Tensor]], records: Sequence[Any]
                 text = ax.text(
                     1.55 * centre[0], 1.7 * centre[1], f"{sum(kept)}/{len(kept)}", color=colour, weight=weight
                 )
-                text.set(ha="center", va="center", fontsize="small", path_effects=_outline())
+                text.set(ha="center", va="center", path_effects=_outline())
     for ax, method in zip(axes[0], ("elbo", "avo"), strict=True):
         ax.set_title(f"trained by {'the ELBO' if method == 'elbo' else 'AVO'}", loc="center")
     return figure

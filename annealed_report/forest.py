@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,20 +26,28 @@ WORD_MARKS = {
 }
 
 
-def forest(rows: Sequence[Row], width: float = 7.5, reach: float = 60.0) -> Figure:
-    """Claims from top to bottom, each difference with its interval in units of its smallest effect.
+LINE, WIDTH, VERDICT = 0.19, 4.6, 1.52  # inches: a line of text, the figure, and room for a verdict at its right
+
+
+def forest(rows: Sequence[Row], reach: float = 60.0) -> Figure:
+    """Claims from top to bottom, each above its difference with its interval in units of its smallest effect.
 
     Right of the grey band the claim holds, left of it its opposite does. The axis is linear in the band and logarithmic
-    beyond; what lies beyond `reach` ends in an arrow.
+    beyond; what lies beyond `reach` ends in an arrow. Narrow enough for a phone.
     """
     labels = _labels(rows)
-    line = 0.34 if max(label.count("\n") for label in labels) < 2 else 0.44
-    figure, axes = plt.subplots(figsize=(width, line * len(rows) + 0.9))
-    axes.axvspan(-1, 1, color="#e9e9e5", lw=0)
-    axes.axvline(0, color="#888888", lw=0.8)
-    for place, row in enumerate(rows):
+    heights = [LINE * (label.count("\n") + 2.3) for label in labels]
+    tops, below = np.cumsum([0.0, *heights]), 0.6
+    figure = plt.figure(figsize=(WIDTH, tops[-1] + below), layout="none")
+    share = below / (tops[-1] + below)
+    axes = figure.add_axes((0.01, share, (WIDTH - VERDICT) / WIDTH, 1 - share))
+    for row, label, top, height in zip(rows, labels, tops, heights, strict=False):
         colour, shape, filled = WORD_MARKS[row.word]
+        place, edge = top + height - 0.6 * LINE, -reach * 1.1
+        axes.text(edge, top + 0.4 * LINE, label, va="top", fontsize=10.4)
         if row.tested and row.difference is not None:
+            axes.fill_between((-1, 1), place - 0.5 * LINE, place + 0.5 * LINE, color="#e9e9e5", lw=0)
+            axes.plot((0, 0), (place - 0.5 * LINE, place + 0.5 * LINE), color="#888888", lw=0.8)
             ends = (row.claim.sign * end / row.claim.smallest for end in (row.difference.low, row.difference.high))
             low, high = sorted(ends)
             mean = row.claim.sign * row.difference.mean / row.claim.smallest
@@ -46,17 +55,19 @@ def forest(rows: Sequence[Row], width: float = 7.5, reach: float = 60.0) -> Figu
             for end, arrow in ((low, "<"), (high, ">")):
                 if abs(end) > reach:
                     axes.plot(np.sign(end) * reach, place, arrow, color=colour, ms=5)
-            mean = min(max(mean, -reach), reach)
             fill = colour if filled else "white"
-            axes.plot(mean, place, shape, ms=6.5, color=colour, mfc=fill, mec=colour, mew=1.5, clip_on=False)
-        axes.text(reach * 1.6, place, row.said, va="center", fontsize="small", color=colour)
-    axes.set_yticks(range(len(rows)), labels, fontsize="small")
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+            style: dict[str, Any] = {"color": colour, "mfc": fill, "mec": colour, "mew": 1.5, "clip_on": False}
+            axes.plot(min(max(mean, -reach), reach), place, shape, ms=6.5, **style)
+            edge = reach * 1.3
+        axes.text(edge, place, row.said, va="center", fontsize=10.4, color=colour)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(tops[-1], 0)
     axes.set_xscale("symlog", linthresh=1.0, linscale=0.8)
     axes.set_xlim(-reach * 1.1, reach * 1.1)
-    axes.set_xticks([-10, -1, 0, 1, 10], ["−10", "−1", "0", "1", "10"])
+    axes.set_xticks([-10, -1, 0, 1, 10], ["−10", "−1", "0", "1", "10"], fontsize=10.4)
     axes.minorticks_off()
-    axes.set_xlabel("difference / smallest effect (right: the claim holds)", fontsize="small")
+    axes.set_xlabel("difference / smallest effect", fontsize=10.4)
     return figure
 
 
@@ -67,5 +78,5 @@ def _labels(rows: Sequence[Row]) -> list[str]:
     for row, short in zip(rows, brief, strict=True):
         text = short if brief.count(short) == 1 else row.claim.text
         text = re.sub(r"[$\\]", "", f"★ {text}" if row.claim.primary else text)
-        found.append("\n".join(textwrap.wrap(text, 62, max_lines=3, placeholder=" …")))
+        found.append("\n".join(textwrap.wrap(text, 58, max_lines=3, placeholder=" …")))
     return found

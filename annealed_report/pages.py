@@ -24,6 +24,9 @@ from annealed_report.markdown import Markdown, sanitise
 from annealed_report.parameters import read_parameters
 
 PAGE = Path(__file__).parent / "page"
+HERO = "02"  # whose first picture the index shows
+#: Of the page whose answer is the index's own.
+SUMMARY = "Every claim as a picture and in a table, how a verdict is made, and how often one is wrong."
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -53,6 +56,7 @@ def render_index(executed: Path, titles: Mapping[str, str], profile: str, descri
     markdown, answer, answers_page = Markdown(folder), list[Any](), ""
     cards, found = list[dict[str, Any]](), list[dict[str, str]]()
     execution: dict[str, Any] = {}
+    hero = None
     for stem, title in titles.items():
         markdown.references_page = f"{stem}.html"
         card: dict[str, Any] = {"stem": stem, "title": markdown.inline(title)}
@@ -63,8 +67,10 @@ def render_index(executed: Path, titles: Mapping[str, str], profile: str, descri
             card["image"] = next((each for each in outputs if _picture(each)), None)
             card["lead"] = markdown.inline(_lead(cells).replace("](#", f"]({stem}.ipynb#"))
             found += search.sections(cells, stem, title, folder)
+            hero = hero or (card["image"] if stem.startswith(HERO) else None)
             if tagged := [cell for cell in cells if "index" in cell.metadata.get("tags", [])]:
                 answer, answers_page = tagged, markdown.references_page
+                card["lead"] = SUMMARY
         cards.append(card)
     body = _arranged(nbformat.v4.new_notebook(cells=answer))
     for cell in body.cells:
@@ -72,7 +78,7 @@ def render_index(executed: Path, titles: Mapping[str, str], profile: str, descri
             cell.source = ""
     markdown.references_page = answers_page
     about = {"profile": profile, "description": description, "execution": execution, "titles": titles}
-    return _export("index.html.j2", body, markdown, cards=cards, sections=search.as_json(found), **about)
+    return _export("index.html.j2", body, markdown, cards=cards, hero=hero, sections=search.as_json(found), **about)
 
 
 def _picture(output: Any) -> str | None:

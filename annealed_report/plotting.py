@@ -119,10 +119,11 @@ def _pixels(figure: Figure, **border: Any) -> bytes:
 def table(rows: Sequence[Mapping[str, Any]], caption: str | None = None) -> None:
     """Show rows (one mapping of column to cell each) as a table in Markdown, with its caption above.
 
-    Numbers and `Interval`s are aligned to the right; floats have three decimals at most, None is a dash.
+    Numbers and `Interval`s are aligned to the right; floats have three decimals at most, None is a dash. Of no rows
+    nothing is shown.
     """
     if not rows:
-        raise ValueError("a table needs at least one row")
+        return
     columns = list(rows[0])
     if caption:
         display(Markdown(caption), metadata={"annealed": "table-caption"})

@@ -1,6 +1,7 @@
 """What the index of a report finds its pages' sections by: their words, without a server and without a network."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ def sections(cells: Iterable[Any], stem: str, title: str, folder: Path) -> Itera
                     link.decompose()
                 found = {**found, "anchor": str(element["id"]), "heading": element.get_text(), "text": ""}
             elif not (isinstance(element, Tag) and element.name == "h1"):
-                found["text"] = " ".join(f"{found['text']} {element.get_text(' ')}".split())
+                said = re.sub(r"\\(mathcal|mathbb|text)|[$\\{}]", " ", element.get_text(" "))  # formulas, as words
+                found["text"] = " ".join(f"{found['text']} {said}".split())
     yield found
 
 

@@ -36,12 +36,16 @@ def at_work(groups: Mapping[str, Sequence[Any]]) -> list[Row]:
 
 
 def claimed(section: str) -> list[Row]:
-    """The claims that a section shows, "04_annealing#Who minds the schedule?", with what the full runs say of them."""
+    """The claims that a section shows, "04_annealing#Who minds the schedule?", with what the full runs say of them.
+
+    None where none of them has runs.
+    """
     found: list[Row] = []
-    for row in (row for row in claims.rows("full") if row.claim.section == section):
+    every = [row for row in claims.rows("full") if row.claim.section == section]
+    for row in every if any(row.difference for row in every) else ():
         said = {"paper": row.claim.paper, "earlier report": row.claim.earlier}
         difference = text(row.difference, 3 if row.claim.smallest < 0.1 else 2)
-        found.append({"claim": row.claim.text} | said | {"difference": difference, "word": f"**{row.said}**"})
+        found.append({"claim": row.claim.text} | said | {"difference": difference, "verdict": f"**{row.said}**"})
     empty = {column for column in ("paper", "earlier report") if all(row[column] == "–" for row in found)}
     return [{column: cell for column, cell in row.items() if column not in empty} for row in found]
 

@@ -71,7 +71,7 @@ def test_a_claim_is_shown_where_it_says(section):
 
 def test_a_profile_without_records_says_not_tested(monkeypatch):
     first = ROWS[0].cells()
-    assert first["ours"] == "−0.58 ± 0.32" and first["claimed"] == "< 0 (0.1)" and first["word"] == "**holds**"
+    assert first["ours"] == "−0.58 ± 0.32" and first["claimed"] == "< 0 (0.1)" and first["verdict"] == "**holds**"
     assert first["shown in"] == "[02: Modes lost](02_toy_energies.ipynb#Modes-lost)"
     monkeypatch.setattr(claims.results, "load", lambda profile, name: [])
     assert {row.word for row in rows("paper")} == {"not tested"} and rows("paper")[0].cells()["ours"] == "–"

@@ -163,7 +163,7 @@ if (data) {
       .filter((section) => words.every((word) => `${section.title} ${section.heading} ${section.text}`.toLowerCase().includes(word)))
       .sort((a, b) => weight(b) - weight(a));
     results.replaceChildren(
-      make("h2", { textContent: found.length ? `${found.length} sections with “${field.value}”` : `Nothing has “${field.value}”` }),
+      make("h2", { textContent: found.length ? `${found.length} ${found.length === 1 ? "section" : "sections"} with “${field.value}”` : `Nothing has “${field.value}”` }),
       ...found.slice(0, 30).map((section) => {
         const at = Math.max(0, section.text.toLowerCase().indexOf(words[0]) - 60);
         return make("p", {},
