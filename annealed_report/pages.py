@@ -26,7 +26,7 @@ from annealed_report.parameters import read_parameters
 PAGE = Path(__file__).parent / "page"
 HERO = "02"  # whose first picture the index shows
 #: Of the page whose answer is the index's own.
-SUMMARY = "Every claim as a picture and in a table, how a verdict is made, and how often one is wrong."
+SUMMARY = {"title": "All claims", "lead": "As pictures and in a table; how a verdict is made, how often one is wrong."}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -70,7 +70,7 @@ def render_index(executed: Path, titles: Mapping[str, str], profile: str, descri
             hero = hero or (card["image"] if stem.startswith(HERO) else None)
             if tagged := [cell for cell in cells if "index" in cell.metadata.get("tags", [])]:
                 answer, answers_page = tagged, markdown.references_page
-                card["lead"] = SUMMARY
+                card |= SUMMARY
         cards.append(card)
     body = _arranged(nbformat.v4.new_notebook(cells=answer))
     for cell in body.cells:

@@ -17,7 +17,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from annealed_report import ParameterError, ReportError, check_parameters, execution, planning, search
+from annealed_report import ParameterError, ReportError, check_parameters, execution, pages, planning, search
 from annealed_report.__main__ import main
 from annealed_report.markdown import load_bibliography
 from annealed_report.pagecheck import check_pages
@@ -118,9 +118,9 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = make_project(tmp_path_factory.mktemp("a {project}"))
     result = command(folder)
-    pages = folder / "build/report/quick"
-    soups = {path.stem: BeautifulSoup(path.read_text(), "html.parser") for path in pages.glob("*.html")}
-    return SimpleNamespace(folder=folder, result=result, pages=pages, soups=soups)
+    out = folder / "build/report/quick"
+    soups = {path.stem: BeautifulSoup(path.read_text(), "html.parser") for path in out.glob("*.html")}
+    return SimpleNamespace(folder=folder, result=result, pages=out, soups=soups)
 
 
 @pytest.fixture
@@ -455,11 +455,21 @@ def test_the_index_knows_the_words_of_every_section(built):
 
 def test_the_index_has_a_card_for_each_notebook_and_the_answer(built):
     index = built.soups["index"]
-    assert [card.h2.get_text() for card in index.select(".card")] == ["Summary", "Theory of chains", "Toys"]
+    assert [card.h2.get_text() for card in index.select(".card")] == ["All claims", "Theory of chains", "Toys"]
+    assert not index.select(".hero")  # the page on toys has no picture
     assert index.select(".card")[1].img["alt"] == "a dot"
     assert "A first paragraph with" in index.select(".card")[1].get_text()
     assert index.select_one(".answer a")["href"] == "01_theory.html"
     assert "two seeds" in index.get_text()
+
+
+def test_the_index_shows_the_first_picture_of_the_page_on_energies(built, monkeypatch):
+    monkeypatch.setattr(pages, "HERO", "01")
+    titles = {"01_theory": "Theory", "02_toys": "Toys"}
+    index = BeautifulSoup(
+        pages.render_index(built.pages / "notebooks", titles, "quick", "", built.folder), "html.parser"
+    )
+    assert index.select_one(".hero img")["alt"] == "a dot"
 
 
 def test_of_what_is_printed_only_the_states_of_a_progress_bar_are_lost(tmp_path):
