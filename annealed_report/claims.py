@@ -141,10 +141,10 @@ class Row:
 
     def cells(self) -> dict[str, str]:
         """A line of the table of claims."""
-        claim = self.claim
+        claim, inside = self.claim, self.includes_published
         return {
             "claim": claim.text,
-            "paper": claim.paper,
+            "paper": claim.paper if inside is None else f"{claim.paper} ({'inside' if inside else 'outside'})",
             "earlier report": claim.earlier,
             "ours": text(self.difference),
             "claimed": f"{'<' if claim.sign < 0 else '>'} 0 ({claim.smallest:g})",
