@@ -127,8 +127,8 @@ for (const frame of select(".scroll, .katex-display, pre")) {
 }
 for (const table of select("table")) {
   const names = select("thead th", table).map((cell) => cell.textContent.trim());
-  const long = select("tbody td", table).some((cell) => cell.textContent.length > 30);
-  if (names.length > 3 && long) table.classList.add("cards"); // on a phone each row is one
+  const long = select("tbody td", table).some((cell) => cell.textContent.length > 60);
+  if (names.length > 2 && long) table.classList.add("cards"); // on a phone each row is one
   for (const row of select("tbody tr", table)) [...row.cells].forEach((cell, number) => { cell.dataset.label = names[number] || ""; });
 }
 for (const part of select("details.claims")) {
