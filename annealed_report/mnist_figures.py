@@ -13,9 +13,10 @@ from torch import Tensor
 
 from annealed_core.evidence import log_mean_weight
 from annealed_report import figures
-from annealed_report.comparison import mean_metric, paired
+from annealed_report.comparison import mean_metric, paired, select
 from annealed_report.mnist_tables import PUBLISHED, bounded
 from annealed_report.plotting import COLOURS, DARK, intervals, means_and_errors, panels
+from annealed_report.posterior import KERNELS, OBJECTIVES
 from annealed_report.statistics import interval
 from annealed_report.studies import MNIST_LINES, THREE, of_method
 
@@ -36,6 +37,23 @@ def training(groups: Mapping[str, Sequence[Any]]) -> Figure:
     last = max(line["epoch"] for line in next(iter(histories.values()))[0])
     for ax in axes[0]:
         ax.set_xticks(range(1, last + 1, max(1, last // 5)))
+    axes[0, 0].legend()
+    return figure
+
+
+def posteriors(runs: Sequence[Any]) -> Figure:
+    """The validation bound of posteriors at a fixed decoder over the steps, kernels with torch's weights."""
+    figure, axes = panels(1, 2, 6.4, 3.2, sharey=True)
+    gaussian = select(runs, kernel=None)
+    for ax, (encoder, said) in zip(axes[0], {"free": "encoder learns", "frozen": "encoder fixed"}.items(), strict=True):
+        own = select(runs, kernel=KERNELS["torch's weights"], encoder=encoder)
+        groups = {"vae": gaussian if encoder == "free" else []}
+        groups |= {
+            key: select(own, objective=OBJECTIVES[name]) for key, name in {"hvi": "ELBO", "avo": "0.2 AVO"}.items()
+        }
+        figures.curves(ax, {key: [r.history for r in found] for key, found in groups.items() if found}, "step", "elbo")
+        ax.set(title=said, ylim=(-115, -92), xticks=(0, 2000, 4000))
+    axes[0, 0].set_ylabel("ELBO (nats)")
     axes[0, 0].legend()
     return figure
 
