@@ -73,7 +73,9 @@ class MovedStep(nn.Module):
             with torch.no_grad():
                 self.log_step += _RATE * (move.acceptance - ACCEPTANCE[self.recipe.move])
         if z.requires_grad and not moved.requires_grad:
-            start = chain.log_prob(z, self.alpha)
+            target: Any = chain.target  # what it learns, if it does, it learns at the end of the chain
+            target = target.frozen() if hasattr(target, "frozen") else target
+            start = chain.replace(target=target).log_prob(z, self.alpha)
             moved = moved + start - start.detach()
         return z_next, log_ratio + moved
 

@@ -184,7 +184,7 @@ class VAE(nn.Module):
     def _seen(self, x: Tensor) -> Joint:
         """The target as kernels see it, whose states no batch normalisation should meet."""
         joint = self.joint(x)
-        normalised = any(isinstance(module, nn.BatchNorm1d) for module in self.decoder.modules())
+        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.decoder.modules())
         return joint.frozen() if normalised else joint
 
     def joint(self, x: Tensor) -> Joint:

@@ -179,6 +179,30 @@ def drifting(n=4, step=0.1, hidden=8, target=None, shake=0.2):
     return TargetChain(base, kernels, target=target or Gaussian())
 
 
+@pytest.mark.parametrize("norm", [torch.nn.BatchNorm1d(16), torch.nn.BatchNorm2d(4)], ids=["flat", "of maps"])
+def test_no_batch_normalisation_of_a_decoder_meets_states_on_the_way(norm):
+    class Own:
+        def build(self, latents, width):
+            return _Own(norm)
+
+    vae = VAE(3, 8, Leapfrog(0.1).build(3, 4), Own()).train()
+    vae.posterior(torch.bernoulli(torch.full((5, 784), 0.3))).rsample()
+    assert int(norm.num_batches_tracked) == 0
+
+
+class _Own(torch.nn.Module):
+    """A decoder that normalises, as rows or as maps of features."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.into, self.norm, self.out = torch.nn.Linear(3, 16), norm, torch.nn.Linear(16, 784)
+
+    def forward(self, z, x):
+        maps = self.into(z.reshape(-1, 3))
+        maps = maps.unflatten(-1, (4, 2, 2)) if isinstance(self.norm, torch.nn.BatchNorm2d) else maps
+        return self.out(self.norm(maps).flatten(1)).view(*z.shape[:-1], 784)
+
+
 @pytest.mark.parametrize("hidden", [0, 8])
 def test_with_any_drift_the_mean_weight_is_the_normaliser(hidden):
     found = drifting(8, 0.2, hidden, shake=0.1)

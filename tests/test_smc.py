@@ -17,8 +17,10 @@ from annealed_core.nested import NVI, sequential
 from annealed_core.objectives import AVO, ELBO
 from annealed_core.running.density import Density
 from annealed_core.running.experiment import run
+from annealed_core.running.mnist import Mnist
 from annealed_core.smc import AdaptiveAlphas, Moved, adaptive_alphas, parallel_tempering
 from annealed_core.targets import ENERGIES, GeometricAlphas
+from annealed_core.vae import Independent
 
 D, SPLINE = ENERGIES["D"], Spline(hidden=8, scale=2.0)
 seeded = lambda seed=0: torch.Generator().manual_seed(seed)
@@ -104,6 +106,22 @@ def test_through_metropolis_moves_the_bound_reaches_every_flow():
     ours, theirs = (torch.autograd.grad(ELBO()(each, D, noise=noise).sum(), weights) for each in (found, plain))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=0.3, rtol=0.05)
+
+
+def test_a_decoder_learns_at_the_end_of_a_chain_of_moves_that_cut_gradients():
+    kernel = Moved(move="hamiltonian", step=0.3)
+    spec = Mnist(kernel=kernel, n_transitions=3, latents=3, width=8, decoder=Independent(norm=False))
+    torch.manual_seed(0)
+    vae = spec.auto_encoder().double().eval()  # steps stand still
+    x = torch.bernoulli(torch.full((5, 784), 0.3)).double()
+    found, joint = vae.posterior(x, seeded()), vae.joint(x)
+    noise, state = found.noise(), found.generator.get_state()
+    weights = list(vae.decoder.parameters())
+    gradients = torch.autograd.grad(ELBO()(found, joint, noise=noise).mean(), weights)
+    found.generator.set_state(state)
+    last = found.rsample(noise=noise).z[-1].detach()
+    for ours, theirs in zip(gradients, torch.autograd.grad(joint.log_prob(last).mean(), weights), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_the_steps_of_the_moves_adapt_in_training_and_stand_still_after():
