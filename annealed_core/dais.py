@@ -224,8 +224,8 @@ class DriftStep(nn.Module):
 class Drift(Description):
     """Langevin steps along a learned path, with a trained drift: "CMCD"; without one, differentiable AIS.
 
-    By `ELBO`, or by `TrajectoryBalance`, the log-variance loss, which needs no second derivatives of the target. Both ways
-    of a transition share its network; the authors' code takes the next one's for the way back.
+    By `ELBO`, or by `TrajectoryBalance`, the log-variance loss, which needs no second derivatives of the target.
+    Both ways of a transition share its network; the authors' code takes the next one's for the way back.
 
     Attributes:
         step: e of each transition at the start, in units of z squared.
