@@ -357,8 +357,10 @@ def test_a_value_that_is_not_finite_is_reported_with_target_step_and_point(store
         run(SMALL.replace(target=Bowl(wrong)))
     message = str(caught.value)
     assert message.startswith(f"density-bowl-avo-s0: target bowl: log_prob is {wrong} at step 0, at z = (")
-    point = [float(x) for x in message.split("z = (")[1].rstrip(")").split(", ")]
+    at, _, more = message.split("z = (")[1].partition(")")
+    point = [float(x) for x in at.split(", ")]
     assert len(point) == 2 and point[0] > 1.5 and "\n" not in message
+    assert ("a bounded density needs other coordinates" in more) == (wrong == -math.inf)
 
 
 def test_a_gradient_that_is_not_finite_is_reported_with_target_step_and_point(store):
