@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 from annealed_report.claims import Row
 
@@ -38,7 +39,8 @@ def forest(rows: Sequence[Row], reach: float = 60.0) -> Figure:
     labels = _labels(rows)
     heights = [LINE * (label.count("\n") + 2.3) for label in labels]
     tops, below = np.cumsum([0.0, *heights]), 0.6
-    figure = plt.figure(figsize=(WIDTH, tops[-1] + below), layout="none")
+    stays = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)  # axes stand where they are put
+    figure = plt.figure(figsize=(WIDTH, tops[-1] + below), layout=stays)
     share = below / (tops[-1] + below)
     axes = figure.add_axes((0.01, share, (WIDTH - VERDICT) / WIDTH, 1 - share))
     for row, label, top, height in zip(rows, labels, tops, heights, strict=False):

@@ -1,7 +1,9 @@
 """Answers: sentences rest on claims, are short, and are refused where the runs say something else."""
 
 import dataclasses
+import io
 import re
+import warnings
 
 import pytest
 
@@ -68,7 +70,12 @@ def test_every_claim_is_in_one_group_and_its_picture_says_its_word(ours):
     found = answers.grouped(ROWS, ours)
     assert sum(map(len, found.values())) == sum((row.claim.source == "ours") is ours for row in ROWS)
     for group in found.values():
-        axes = forest.forest(group).axes[0]
+        figure = forest.forest(group)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a notebook would show it
+            for kind in ("svg", "png"):
+                figure.savefig(io.BytesIO(), format=kind, bbox_inches="tight")
+        axes = figure.axes[0]
         labels, said = ([text.get_text() for text in axes.texts[start::2]] for start in (0, 1))
         assert said == [row.said for row in group]
         assert [label.startswith("★") for label in labels] == [row.claim.primary for row in group]
