@@ -44,7 +44,7 @@ help: ## List the targets, with the time they take on two cores
 
 setup: $(SETUP) ## Make .venv from requirements.lock [30 s, 5 s if uv has the packages, 0 s when nothing changed]
 
-report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: 6 min; half a minute where nothing changed]
+report: $(SETUP) ## Run the notebooks into build/report/PROFILE/index.html [quick: 3 to 7 min; half a minute where nothing changed]
 	@$(PY) -m annealed_report --profile $(PROFILE)$(where) $(ARGS)
 
 record: $(SETUP) ## Run the full profile and write its figures to results/, to be committed [12 h; can be stopped, and goes on]
@@ -53,7 +53,7 @@ record: $(SETUP) ## Run the full profile and write its figures to results/, to b
 audit: $(SETUP) ## Run a random twentieth of the committed results again, and show how far they lie apart [20 min]
 	@$(PY) -m annealed_report.audit $(ARGS)
 
-test: lint ## All checks: lint, unit tests, quick report, notebooks against their outputs, built pages [20 min; 14 min again]
+test: lint ## All checks: lint, unit tests, quick report, notebooks against their outputs, built pages [8 to 20 min]
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal tests $(ARGS)
 	$(PY) -m annealed_report --profile quick
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --nbval notebooks
