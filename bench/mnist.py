@@ -133,8 +133,12 @@ def check() -> float:
 
 
 def ours(method: str, batch: int) -> Work:
+    return trained(METHODS[method].replace(batch=batch))
+
+
+def trained(spec: Mnist) -> Work:
     keep_memory()
-    problem = Mnist.problem([METHODS[method].replace(batch=batch)])
+    problem = Mnist.problem([spec])
     optimiser = adam(problem.parameters(), 1e-3)
     done = 0
 

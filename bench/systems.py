@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from masked import SIZE, unfolded
-from mnist import LATENTS, WIDTH, plain_network
+from mnist import LATENTS, WIDTH, plain_network, trained
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from torch.nn.functional import gumbel_softmax, leaky_relu, softplus
@@ -22,10 +22,8 @@ from turns import Entry, Ratio, Work, about, measure, save, table
 
 from annealed_core import ELBO, Mnist
 from annealed_core.decoders import LocallyMasked, LocallyMaskedConv
-from annealed_core.fit import adam, maximise
 from annealed_core.running import data
 from annealed_core.running.mnist import images
-from annealed_core.running.system import keep_memory
 from annealed_core.vae import PIXELS
 from annealed_core.variants import MIWAE, BetaTC, Relaxed
 
@@ -194,17 +192,7 @@ def plain_loop(name: str) -> Work:
 
 
 def ours(name: str) -> Work:
-    keep_memory()
-    problem = Mnist.problem([MODELS[name][0].replace(batch=BATCH)])
-    optimiser = adam(problem.parameters(), 1e-3)
-    done = 0
-
-    def train(steps: int) -> None:
-        nonlocal done
-        first, done = done, done + steps
-        maximise(problem.values, problem.parameters(), done, lr=1e-3, first=first, optimiser=optimiser)
-
-    return train
+    return trained(MODELS[name][0].replace(batch=BATCH))
 
 
 def check(name: str) -> float:
