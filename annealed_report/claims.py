@@ -60,8 +60,10 @@ class Claim:
         section: where it is shown, "02_toy_energies#Modes lost".
         paper, earlier: what the paper and the earlier report say of it; a dash for nothing.
         primary: whether it is the contrast by which one of the paper's own claims stands or falls.
-        works: what the kernels of the methods that are compared earn, the least of them, where the claim is about what
-            kernels do: where it isn't clearly positive, or was not recorded, the claim is not tested.
+        works: what the kernels of the methods that are compared earn over their own base, the least of them, where the
+            claim is about what kernels do: where it isn't clearly positive, or was not recorded, the claim is not
+            tested. That a posterior without kernels would be better still is said beside the verdict, and is no part
+            of this rule, which was settled before `robust` and `working` were read.
     """
 
     text: str
