@@ -178,7 +178,10 @@ GROUPS = {
     "energies": ("02", "05_verdict#Tuned", "05_verdict#What makes"),
     "MNIST": (
         *("03", "06", "07"),
-        *(f"05_verdict#{begins}" for begins in ("Kernels", "The posterior", "Truly", "What was tried")),
+        *(
+            f"05_verdict#{begins}"
+            for begins in ("Kernels", "Which warm-up", "The posterior", "Truly", "What was tried")
+        ),
     ),
     "warm-up and cycles": ("04",),
     "a model learned with its posterior": ("08", "05_verdict#The small"),

@@ -175,6 +175,18 @@ def judged(runs: Sequence[Any]) -> list[Row]:
     return rows if vae else []
 
 
+def corners(runs: Sequence[Any]) -> list[Row]:
+    """By start and rate of warm-up the NLL of HVI and HVI-AVO, their paired difference, and what AVO's kernels earn."""
+    rows = []
+    for beta in working.CORNERS if runs else ():
+        hvi, avo = ([r for r in working.of_line(runs, n) if r.spec.objective.beta == beta] for n in ("HVI", "HVI-AVO"))
+        row: Row = {"β starts at": beta.start, "and rises over": f"{(1 - beta.start) / beta.rate:,.0f} steps"}
+        row |= {name: mean(run.metrics["nll"] for run in own) for name, own in (("HVI", hvi), ("HVI-AVO", avo))}
+        row["AVO − HVI"] = paired(avo, hvi, "nll")
+        rows.append(row | {"kernels earn": mean(run.metrics["kernels_earn"] for run in avo)})
+    return rows
+
+
 def searched(runs: Sequence[Any]) -> list[Row]:
     """What each change of the study `regime` makes of HVI-AVO's validation bound beside HVI's and the VAE's."""
     rows = []
