@@ -102,7 +102,7 @@ class AnnealedChain(TargetChain):
         noise = self.noise(sample_shape) if noise is None else noise
         z, log_q0, v = self.base.rsample(noise[0]), self.base.drawn_log_prob(noise[0]), None
         shared = self.kernels[0].shared
-        alphas, steps = self.exponents(), [kernel.log_step.exp() for kernel in self.kernels]
+        alphas, steps = self.exponents(), [kernel.step() for kernel in self.kernels]
         keep = torch.sigmoid(shared.persistence)
         if not self.learns:
             alphas, keep, steps = alphas.detach(), keep.detach(), [step.detach() for step in steps]
@@ -139,11 +139,15 @@ class LeapfrogStep(nn.Module):
 
     chain = AnnealedChain
 
-    def __init__(self, dim: int, step: float, shared: _Shared) -> None:
+    def __init__(self, dim: int, step: float, shared: _Shared, largest: float | None = None) -> None:
         super().__init__()
-        self.shared = shared
-        self.log_step = nn.Parameter(torch.full((dim,), math.log(step)))
+        self.shared, self.largest = shared, largest
+        self.log_step = nn.Parameter(torch.full((dim,), math.log(step if largest is None else step / (largest - step))))
         self.gain = nn.Parameter(torch.zeros(()))
+
+    def step(self) -> Tensor:
+        """The step sizes: (dim,)."""
+        return self.log_step.exp() if self.largest is None else self.largest * torch.sigmoid(self.log_step)
 
     def forward(self, *_: Any) -> Any:
         """TypeError: a transition that sees the target is part of an `AnnealedChain`."""
@@ -158,15 +162,20 @@ class Leapfrog(Description):
         step: the size of each step at the start, in units of z.
         persistence: how much of the momentum stays from step to step at the start, in (0, 1); near 0, Langevin's
             dynamics.
+        largest: what training can't take a step beyond, more than `step`; None for no bound. Where tails are steep, as
+            those of a quartic energy, steps that grow without bound end in states of infinite energy.
     """
 
     step: Positive = 0.1
     persistence: Share = 0.9
+    largest: Positive | None = None
 
     sees_target = True
 
     def check(self) -> None:
-        """Refuse a persistence at either end, where it could not learn."""
+        """Refuse a persistence at either end, where it could not learn, and a bound below the start."""
+        if self.largest is not None and self.largest <= self.step:
+            raise ValueError(f"impossible largest {self.largest} of Leapfrog: it takes more than its step, {self.step}")
         if not 0 < self.persistence < 1:
             raise ValueError(
                 f"impossible persistence {self.persistence} of Leapfrog: it takes a number between 0 and 1"
@@ -175,7 +184,7 @@ class Leapfrog(Description):
     def build(self, dim: int, n: int, context_dim: int = 0) -> list[nn.Module]:
         """The n transitions for states of `dim` dimensions; the context is not looked at."""
         shared = _Shared(self.persistence)
-        return [LeapfrogStep(dim, self.step, shared) for _ in range(n)]
+        return [LeapfrogStep(dim, self.step, shared, self.largest) for _ in range(n)]
 
 
 class DriftStep(nn.Module):

@@ -130,6 +130,16 @@ def test_its_description_checks_itself_and_comes_back_from_json():
             Leapfrog(persistence=persistence)
 
 
+def test_a_step_starts_where_it_is_said_to_and_stays_below_its_bound():
+    (kernel,) = Leapfrog(0.1, largest=0.25).build(2, 1)
+    torch.testing.assert_close(kernel.step(), torch.full((2,), 0.1))
+    with torch.no_grad():
+        kernel.log_step += 100.0
+    torch.testing.assert_close(kernel.step(), torch.full((2,), 0.25))
+    with pytest.raises(ValueError, match="impossible largest 0.1 of Leapfrog: it takes more than its step, 0.1"):
+        Leapfrog(0.1, largest=0.1)
+
+
 def test_a_density_is_fitted_judged_and_found_again(store):
     spec = Density(target="D", kernel=Leapfrog(0.3), n_transitions=4, steps=30, batch=32, samples=2000, lr=1e-2)
     assert spec.stack_key() is None
