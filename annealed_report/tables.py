@@ -181,8 +181,8 @@ def corners(runs: Sequence[Any]) -> list[Row]:
     for beta in working.CORNERS if runs else ():
         hvi, avo = ([r for r in working.of_line(runs, n) if r.spec.objective.beta == beta] for n in ("HVI", "HVI-AVO"))
         row: Row = {"β starts at": beta.start, "and rises over": f"{(1 - beta.start) / beta.rate:,.0f} steps"}
-        row |= {name: mean(run.metrics["nll"] for run in own) for name, own in (("HVI", hvi), ("HVI-AVO", avo))}
         row["AVO − HVI"] = paired(avo, hvi, "nll")
+        row |= {name: mean(run.metrics["nll"] for run in own) for name, own in (("HVI", hvi), ("HVI-AVO", avo))}
         rows.append(row | {"kernels earn": mean(run.metrics["kernels_earn"] for run in avo)})
     return rows
 
