@@ -8,14 +8,12 @@ bench/README.md.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import unfold
-from turns import Entry, Ratio, Work, about, measure, save, table
+from turns import Entry, Ratio, Work, about, measure, parser, save, table
 
 from annealed_core.decoders import LocallyMaskedConv, local_masks
 from annealed_core.running.system import keep_memory
@@ -64,11 +62,7 @@ def check() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time of a locally masked convolution.")
-    parser.add_argument("--seconds", type=float, default=4.0, help="to measure each contestant, over all rounds")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write the measurements there")
-    arguments = parser.parse_args()
+    arguments = parser("Time of a locally masked convolution.").parse_args()
     machine = about()
     print("; ".join(f"{name} {value}" for name, value in machine.items()))
     error = check()

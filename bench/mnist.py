@@ -8,7 +8,6 @@ bench/README.md.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 from torch.utils.data import DataLoader, Subset
-from turns import Entry, Ratio, Work, about, measure, save, table
+from turns import Entry, Ratio, Work, about, measure, parser, save, table
 
 from annealed_core import AVO, ELBO, IAF, IWAE, VAE, Gated, Householder, Linear, Mnist, Planar
 from annealed_core.fit import adam, maximise
@@ -240,14 +239,11 @@ def ratios(each: dict[str, Entry], where: str) -> list[Ratio]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time of an epoch of MNIST, and of the likelihood of its test set.")
-    parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--seconds", type=float, default=4.0, help="to measure each contestant, over all rounds")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--both", action="store_true", help="also with a process for each core, at the same time")
-    parser.add_argument("--json", type=Path, help="write the measurements there")
-    arguments = parser.parse_args()
+    asked = parser("Time of an epoch of MNIST, and of the likelihood of its test set.")
+    asked.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
+    asked.add_argument("--batches", type=int, nargs="+", default=[64, 256])
+    asked.add_argument("--both", action="store_true", help="also with a process for each core, at the same time")
+    arguments = asked.parse_args()
     machine = about()
     print("; ".join(f"{name} {value}" for name, value in machine.items()))
     error = check()

@@ -7,10 +7,8 @@ What is compared, and how to read it, is in bench/README.md.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
-from pathlib import Path
 
 import torch
 from masked import SIZE, unfolded
@@ -18,7 +16,7 @@ from mnist import LATENTS, WIDTH, plain_network, trained
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from torch.nn.functional import gumbel_softmax, leaky_relu, softplus
-from turns import Entry, Ratio, Work, about, measure, save, table
+from turns import Entry, Ratio, Work, about, measure, parser, save, table
 
 from annealed_core import ELBO, Mnist
 from annealed_core.decoders import LocallyMasked, LocallyMaskedConv
@@ -223,12 +221,9 @@ def check(name: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time of a training step of the newer auto-encoders.")
-    parser.add_argument("--models", choices=MODELS, nargs="+", default=list(MODELS))
-    parser.add_argument("--seconds", type=float, default=4.0, help="to measure each contestant, over all rounds")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write the measurements there")
-    arguments = parser.parse_args()
+    asked = parser("Time of a training step of the newer auto-encoders.")
+    asked.add_argument("--models", choices=MODELS, nargs="+", default=list(MODELS))
+    arguments = asked.parse_args()
     machine = about()
     print("; ".join(f"{name} {value}" for name, value in machine.items()))
     for name in arguments.models:

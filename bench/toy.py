@@ -7,17 +7,15 @@ A step is noise, forward, backward and Adam on energy D. What is compared, and h
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
-from turns import Entry, Ratio, Work, about, measure, save, table
+from turns import Entry, Ratio, Work, about, measure, parser, save, table
 
 from annealed_core import AVO, ELBO, Chain, Density, DiagonalGaussian, Gated
 from annealed_core.fit import adam, maximise
@@ -344,15 +342,12 @@ def entries(method: str, n_models: int) -> dict[str, Entry]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time of one training step on a density, per model.")
-    parser.add_argument("--models", type=int, default=64, help="trained side by side (default 64)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="to measure each contestant, over all rounds")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--method", choices=("avo", "elbo", "both"), default="both")
-    parser.add_argument("--json", type=Path, help="write the measurements there")
-    arguments = parser.parse_args()
+    asked = parser("Time of one training step on a density, per model.", seconds=3.0, rounds=9)
+    asked.add_argument("--models", type=int, default=64, help="trained side by side (default 64)")
+    asked.add_argument("--method", choices=("avo", "elbo", "both"), default="both")
+    arguments = asked.parse_args()
     if arguments.models < 2 or arguments.models % cores():
-        parser.error(f"--models must be a multiple of the {cores()} cores, and at least 2, got {arguments.models}")
+        asked.error(f"--models must be a multiple of the {cores()} cores, and at least 2, got {arguments.models}")
     methods = ("avo", "elbo") if arguments.method == "both" else (arguments.method,)
     machine = about() | ({"jax": jax.__version__} if jax else {})
     print("; ".join(f"{name} {value}" for name, value in machine.items()) + ("" if jax else "; no jax"))
@@ -366,9 +361,9 @@ def main() -> None:
     ratios = []
     for method, each in found.items():
         print(f"\n{method.upper()}\n{table(list(each.values()), 'microseconds per model and step')}")
-        asked = {"ours": 1.8, "ours, many": 25, "compiled": 4, "compiled, many": 60}
+        bars = {"ours": 1.8, "ours, many": 25, "compiled": 4, "compiled, many": 60}
         ratios += [
-            Ratio(f"{method}, loop / {name}", each["loop"], each[name], "at least", k) for name, k in asked.items()
+            Ratio(f"{method}, loop / {name}", each["loop"], each[name], "at least", k) for name, k in bars.items()
         ]
         ratios.append(Ratio(f"{method}, ours / compiled", each["ours, many"], each["compiled, many"], "at least", 1.25))
     print("\n" + "\n".join(map(str, ratios)))

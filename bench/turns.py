@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import multiprocessing
@@ -141,6 +142,15 @@ class Ratio:
     @property
     def value(self) -> float:
         return self.above.median / self.below.median
+
+
+def parser(description: str, seconds: float = 4.0, rounds: int = 7) -> argparse.ArgumentParser:
+    """What every bench is asked: how long, in how many rounds, and where to write the measurements."""
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--seconds", type=float, default=seconds, help="to measure each contestant, over all rounds")
+    found.add_argument("--rounds", type=int, default=rounds)
+    found.add_argument("--json", type=Path, help="write the measurements there")
+    return found
 
 
 def about() -> dict[str, Any]:

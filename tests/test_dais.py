@@ -136,7 +136,7 @@ def test_a_step_starts_where_it_is_said_to_and_stays_below_its_bound():
     with torch.no_grad():
         kernel.log_step += 100.0
     torch.testing.assert_close(kernel.step(), torch.full((2,), 0.25))
-    with pytest.raises(ValueError, match="impossible largest 0.1 of Leapfrog: it takes more than its step, 0.1"):
+    with pytest.raises(ValueError, match=r"impossible largest .* it takes more than its step"):
         Leapfrog(0.1, largest=0.1)
 
 
