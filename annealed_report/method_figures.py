@@ -15,7 +15,7 @@ from annealed_core.nested import NVI, chosen, resampled, sequential
 from annealed_report.comparison import select
 from annealed_report.figures import draw_density, draw_samples
 from annealed_report.plotting import intervals, panels
-from annealed_report.statistics import Interval, interval
+from annealed_report.statistics import Interval, interval, text
 from annealed_report.tables import Row, mean
 from annealed_report.which_method import BARS, BUDGETS, K8, METHODS, PUBLISHED, SAMPLERS, line, of_method
 
@@ -108,7 +108,7 @@ def bars(runs: Sequence[Any]) -> list[Row]:
     for target in BARS:
         found = select(runs, target=target)
         published = "; ".join(f"{value:g} ({who})" for who, value in PUBLISHED.get(target, {}).items()) or "–"
-        row: Row = {"target": TARGETS[target], "error of log Z": _mean(found, "log_z_error_2000")}
+        row: Row = {"target": TARGETS[target], "error of log Z": text(_mean(found, "log_z_error_2000"), 4)}
         row |= {"published": published, "ESS": _mean(found, "ess"), "mode-mass error": _mean(found, "mode_error")}
         row["evaluations, millions"] = _mean(found, "evaluations_training")
         if (evaluated := row["evaluations, millions"]) is not None:
