@@ -34,7 +34,8 @@ def forest(rows: Sequence[Row], reach: float = 60.0) -> Figure:
     """Claims from top to bottom, each above its difference with its interval in units of its smallest effect.
 
     Right of the grey band the claim holds, left of it its opposite does. The axis is linear in the band and logarithmic
-    beyond; what lies beyond `reach` ends in an arrow. Narrow enough for a phone.
+    beyond; what lies beyond `reach` ends in an arrow. A bar to be met has no smallest effect: it is in units of its own
+    interval's half-width, without a band. Narrow enough for a phone.
     """
     labels = _labels(rows)
     heights = [LINE * (label.count("\n") + 2.3) for label in labels]
@@ -48,11 +49,12 @@ def forest(rows: Sequence[Row], reach: float = 60.0) -> Figure:
         place, edge = top + height - 0.6 * LINE, -reach * 1.1
         axes.text(edge, top + 0.4 * LINE, label, va="top", fontsize=10.4)
         if row.tested and row.difference is not None:
-            axes.fill_between((-1, 1), place - 0.5 * LINE, place + 0.5 * LINE, color="#e9e9e5", lw=0)
+            if row.claim.smallest:
+                axes.fill_between((-1, 1), place - 0.5 * LINE, place + 0.5 * LINE, color="#e9e9e5", lw=0)
             axes.plot((0, 0), (place - 0.5 * LINE, place + 0.5 * LINE), color="#888888", lw=0.8)
-            ends = (row.claim.sign * end / row.claim.smallest for end in (row.difference.low, row.difference.high))
-            low, high = sorted(ends)
-            mean = row.claim.sign * row.difference.mean / row.claim.smallest
+            unit = row.claim.sign * (row.claim.smallest or row.difference.half_width)
+            low, high = sorted(end / unit for end in (row.difference.low, row.difference.high))
+            mean = row.difference.mean / unit
             axes.plot([max(low, -reach), min(high, reach)], [place, place], color=colour, lw=1.8)
             for end, arrow in ((low, "<"), (high, ">")):
                 if abs(end) > reach:
