@@ -31,13 +31,17 @@ ROOT = Path(__file__).parents[1]
 _PARTS = re.compile(r'{"(\w+)":{')
 FOLDER = ROOT / "results"
 #: Studies whose records keep one line of a history out of so many; the others keep none.
-HISTORIES = {"long": 10, "collapse": 1, "folded_line": 4, "posterior_alone": 1}
+HISTORIES = {"long": 10, "collapse": 1, "folded_line": 8, "posterior_alone": 1}
 HISTORIES |= {"convolved": 1, "convolved_latents": 1}
 _JUDGED = ("elbo", "log_z", "ess", "total_variation", "mode_shares")
 _EARNED = ("kernels_earn", "kernels_earn_se", "kernels_move")
 #: Studies of hundreds of runs, and the metrics of theirs that are kept.
 METRICS: dict[str, tuple[str, ...]] = {"tuning": ("total_variation",), "tuned": _JUDGED + _EARNED}
 METRICS |= {"starts": _JUDGED + _EARNED, "robustness": ("nll", "nll_samples", "nll_images", "elbo", "kl", "best_epoch")}
+#: What runs say of themselves and no page reads: it is not recorded.
+UNREAD = {"latent_information", "coverage_by_digit", "coverage_k", "coverage_images", "information_images"}
+UNREAD |= {"information_ceiling", "mutual_information", "mutual_information_se", "mean_kl_se"}
+UNREAD |= {"aggregate_entropy", "aggregate_entropy_se", "aggregate_gaussian_entropy", "aggregate_kl", "aggregate_kl_se"}
 
 #: Studies whose records come from more than one state of the code, and what that means for their tables. All others
 #: are of one state each, so that what is paired within them differs in the methods alone.
@@ -110,7 +114,8 @@ def record(profile: str, name: str, runs: Sequence[Run]) -> None:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = {"machine": machine(), "versions": versions(), "date": today, "commit": commit()}
     for run in runs:
-        metrics = {metric: run.metrics[metric] for metric in METRICS.get(name, run.metrics)}
+        kept = [metric for metric in METRICS.get(name, run.metrics) if metric not in UNREAD]
+        metrics = {metric: run.metrics[metric] for metric in kept}
         new: dict[str, Any] = {"metrics": metrics, "seconds": round(run.seconds, 1), **made}
         new["code"] = code_version(run.spec, maximise)
         if every:
