@@ -38,8 +38,12 @@ _EARNED = ("kernels_earn", "kernels_earn_se", "kernels_move")
 #: Studies of hundreds of runs, and the metrics of theirs that are kept.
 METRICS: dict[str, tuple[str, ...]] = {"tuning": ("total_variation",), "tuned": _JUDGED + _EARNED}
 METRICS |= {"starts": _JUDGED + _EARNED, "robustness": ("nll", "nll_samples", "nll_images", "elbo", "kl", "best_epoch")}
+_COMPARED = ("log_z", "log_z_error_2000", "ess", "ess_100", "log_z_100", "elbo", "eubo", "mode_error", "modes_found")
+METRICS["which_method"] = (*_COMPARED, "energy_distance", "coverage", "evaluations_training", "evaluations_sampling")
+
 #: What runs say of themselves and no page reads: it is not recorded.
-UNREAD = {"latent_information", "coverage_by_digit", "coverage_k", "coverage_images", "information_images"}
+UNREAD = {"kl_forward", "kl_reverse", "latent_information", "information_images"}
+UNREAD |= {"coverage_by_digit", "coverage_k", "coverage_images"}
 UNREAD |= {"information_ceiling", "mutual_information", "mutual_information_se", "mean_kl_se"}
 UNREAD |= {"aggregate_entropy", "aggregate_entropy_se", "aggregate_gaussian_entropy", "aggregate_kl", "aggregate_kl_se"}
 
@@ -114,8 +118,8 @@ def record(profile: str, name: str, runs: Sequence[Run]) -> None:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = {"machine": machine(), "versions": versions(), "date": today, "commit": commit()}
     for run in runs:
-        kept = [metric for metric in METRICS.get(name, run.metrics) if metric not in UNREAD]
-        metrics = {metric: run.metrics[metric] for metric in kept}
+        kept = set(METRICS.get(name, run.metrics)) - UNREAD
+        metrics = {metric: value for metric, value in run.metrics.items() if metric in kept}
         new: dict[str, Any] = {"metrics": metrics, "seconds": round(run.seconds, 1), **made}
         new["code"] = code_version(run.spec, maximise)
         if every:

@@ -214,3 +214,12 @@ def test_claims_read_records_of_their_studies():
 def test_a_chain_whose_evaluations_are_counted_starts_as_the_one_that_is_trained():
     assert Compared(target="D", base_scale=3.0).untrained(find("D")).base.scale.tolist() == [3.0, 3.0]
     assert Compared(target="ring8").untrained(find("ring8")).base.scale.tolist() == [5.0, 5.0]
+
+
+def test_the_batch_of_a_method_does_not_depend_on_the_state_of_the_generator():
+    found = set()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        line.cache_clear()
+        found.add(line("CRAFT", "D").batch)
+    assert len(found) == 1
