@@ -159,9 +159,9 @@ class Compared(Density):
     def evaluations_per_sample(self) -> float:
         """Of the target, in a step of training, for each element of `batch`; the mean of the first and the last."""
         counted, drawn = Counted(self.target_object), 64
-        chain, (objective, _) = self.untrained(counted), built(self.objective, self.n_transitions)
         with torch.random.fork_rng():
-            torch.manual_seed(0)  # what is drawn anew comes again, and is counted once
+            torch.manual_seed(0)  # of what is drawn anew each point counts once: how many, is chance
+            chain, (objective, _) = self.untrained(counted), built(self.objective, self.n_transitions)
             for step in (0, self.steps - 1):
                 objective_at(objective, step)(chain, counted, drawn)
         return counted.evaluations / (2 * drawn)
