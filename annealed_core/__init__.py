@@ -13,7 +13,7 @@ from annealed_core.decoders import Autoregressive, LocallyMasked
 from annealed_core.fit import fit
 from annealed_core.flows import IAF, Householder, Planar, Spline
 from annealed_core.kernels import DiagonalGaussian, Gated, Residual
-from annealed_core.nested import NVI, TrajectoryBalance, sequential
+from annealed_core.nested import NVI, Inclusive, TrajectoryBalance, sequential
 from annealed_core.objectives import AVO, ELBO, IWAE, AlphaELBO, LocalAVO
 from annealed_core.running.density import Density
 from annealed_core.running.experiment import Experiment, Run, TrainingError, run
@@ -30,8 +30,8 @@ from annealed_core.variants import MIWAE, BetaELBO, BetaTC, CapacityELBO, FreeBi
 __all__ = [
     "AVO", "ELBO", "ENERGIES", "IAF", "IWAE", "MIWAE", "NVI", "VAE", "AlphaELBO", "Autoregressive", "BetaELBO",
     "BetaTC", "Between", "CapacityELBO", "Chain", "Constant", "Cyclical", "Density", "DiagonalGaussian", "Drift",
-    "Experiment", "External", "FreeBits", "Gated", "Geometric", "GeometricAlphas", "Householder", "Independent",
-    "JointCapacity", "Leapfrog", "LearnedAlphas", "Linear", "LinearAlphas", "LocalAVO", "LocallyMasked", "Mixed",
-    "Mnist", "Planar", "PyroModel", "Relaxed", "Residual", "Run", "Spec", "Spline", "Then", "TrainingError",
+    "Experiment", "External", "FreeBits", "Gated", "Geometric", "GeometricAlphas", "Householder", "Inclusive",
+    "Independent", "JointCapacity", "Leapfrog", "LearnedAlphas", "Linear", "LinearAlphas", "LocalAVO", "LocallyMasked",
+    "Mixed", "Mnist", "Planar", "PyroModel", "Relaxed", "Residual", "Run", "Spec", "Spline", "Then", "TrainingError",
     "Trajectory", "TrajectoryBalance", "fit", "run", "sequential", "sweep",
 ]

@@ -142,12 +142,13 @@ class LeapfrogStep(nn.Module):
     def __init__(self, dim: int, step: float, shared: _Shared, largest: float | None = None) -> None:
         super().__init__()
         self.shared, self.largest = shared, largest
-        self.log_step = nn.Parameter(torch.full((dim,), math.log(step if largest is None else step / (largest - step))))
+        start = math.log(step if largest is None else step / (largest - step))
+        self.unbounded = nn.Parameter(torch.full((dim,), start))  # the log step, or the logit of its share of largest
         self.gain = nn.Parameter(torch.zeros(()))
 
     def step(self) -> Tensor:
         """The step sizes: (dim,)."""
-        return self.log_step.exp() if self.largest is None else self.largest * torch.sigmoid(self.log_step)
+        return self.unbounded.exp() if self.largest is None else self.largest * torch.sigmoid(self.unbounded)
 
     def forward(self, *_: Any) -> Any:
         """TypeError: a transition that sees the target is part of an `AnnealedChain`."""

@@ -106,46 +106,33 @@ def _unbend(bent: Tensor, product: Tensor) -> Tensor:
     return s.copysign(bent)
 
 
-def _reflect(z: Tensor, v: Tensor) -> Tensor:
-    return z - 2 * v * (v * z).sum(-1, keepdim=True) / v.square().sum(-1, keepdim=True)
-
-
 class HouseholderSequence(nn.Module):
     """Reflections z' = z - 2 v (v.z) / |v|^2, which keep volume (Tomczak & Welling 2016, arXiv 1611.09630).
 
     Each is along a v that is a linear function of the v before it: v_1 = W_1 context + b_1, v_t = W_t v_{t-1} + b_t.
 
     Args:
-        dim, context_dim: as for `PlanarFlow`.
-        length: number of reflections, at least 1.
+        dim, context_dim, length: as for `PlanarFlow`; number of reflections.
     """
 
-    def __init__(self, dim: int, length: int, context_dim: int = 0) -> None:
+    def __init__(self, dim: int, context_dim: int = 0, length: int = 1) -> None:
         super().__init__()
         self.first = _Coefficients(torch.randn(dim), context_dim)
         self.rest = nn.ModuleList(nn.Linear(dim, dim) for _ in range(length - 1))
 
-    def _directions(self, context: Tensor | None) -> list[Tensor]:
-        return list(itertools.accumulate(self.rest, lambda v, layer: layer(v), initial=self.first(context)))
+    def _reflected(self, z: Tensor, context: Tensor | None, backwards: bool = False) -> Tensor:
+        vectors = list(itertools.accumulate(self.rest, lambda v, layer: layer(v), initial=self.first(context)))
+        for v in reversed(vectors) if backwards else vectors:
+            z = z - 2 * v * (v * z).sum(-1, keepdim=True) / v.square().sum(-1, keepdim=True)
+        return z
 
     def forward(self, z: Tensor, context: Tensor | None = None, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z: (*batch, dim) -> z_next (*batch, dim), zeros (*batch,)."""
-        for v in self._directions(context):
-            z = _reflect(z, v)
-        return z, z.new_zeros(z.shape[:-1])
+        return self._reflected(z, context), z.new_zeros(z.shape[:-1])
 
     def inverse(self, z_next: Tensor, context: Tensor | None = None) -> Tensor:
         """The z that came to z_next, both (*batch, dim)."""
-        for v in reversed(self._directions(context)):
-            z_next = _reflect(z_next, v)
-        return z_next
-
-
-class HouseholderFlow(HouseholderSequence):
-    """One such reflection, its own inverse; without a context it changes nothing of an isotropic base."""
-
-    def __init__(self, dim: int, context_dim: int = 0) -> None:
-        super().__init__(dim, 1, context_dim)
+        return self._reflected(z_next, context, backwards=True)
 
 
 class AutoregressiveFlow(nn.Module):
@@ -244,9 +231,9 @@ class Householder(Flow):
     """Reflections (Tomczak & Welling 2016)."""
 
     def build(self, dim: int, n: int, context_dim: int = 0) -> list[nn.Module]:
-        """N independent `HouseholderFlow`s; with a context one `HouseholderSequence` of n, as in the paper."""
+        """N independent reflections; with a context one `HouseholderSequence` of n, as in the paper."""
         together = context_dim and n
-        return [HouseholderSequence(dim, n, context_dim)] if together else [HouseholderFlow(dim) for _ in range(n)]
+        return [HouseholderSequence(dim, context_dim, n)] if together else [HouseholderSequence(dim) for _ in range(n)]
 
 
 class IAF(Flow):

@@ -1,8 +1,9 @@
-"""Objectives of whole paths and of particles along them: trajectory balance, nested variational inference.
+"""Objectives of particles and of whole paths: nested variational inference, trajectory balance, the inclusive KL.
 
     fit(chain, target, NVI(resample=True), batch=36)        # and the chain that resamples, sequential Monte Carlo:
     found = sequential(chain, target, 1000)                 # found.log_z, found.z
     fit(chain, target, TrajectoryBalance(exploration=0.1))
+    fit(chain, target, Inclusive(SMC("gmm40")))             # from draws of the target, backwards
 
 The first two go one transition at a time, from f_{t-1} to f_t, and each has the increment log f_t(z_t) -
 log f_{t-1}(z_{t-1}) + log r_t(z_{t-1} | z_t) - log q_t(z_t | z_{t-1}), AVO's local objective. AVO takes it under
@@ -20,15 +21,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from annealed_core.chain import Chain, Shape
-from annealed_core.description import Boolean
-from annealed_core.evidence import effective_sample_size, log_mean_weight
-from annealed_core.kernels import normal_log_prob
+from annealed_core.description import Boolean, Calls
+from annealed_core.evidence import effective_sample_size, log_mean_weight, log_prob_double
+from annealed_core.kernels import drawn_log_prob, normal_log_prob
 from annealed_core.moves import draw_like
 from annealed_core.objectives import Alphas, Objective
 from annealed_core.schedules import Weight
@@ -208,3 +209,57 @@ class TrajectoryBalance(Objective):
         log_weight = path_log_weight(chain, target, explored(chain, noise, float(self.exploration)))
         samples = tuple(range(log_weight.ndim - len(chain.base.batch_shape)))
         return -0.5 * (log_weight - log_weight.mean(samples, keepdim=True)).square()
+
+
+def _before(kernel: Any, z_next: Tensor, context: Any, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """A state drawn from the reverse kernel, and log r - log q of the transition from it."""
+    if hasattr(kernel, "back"):
+        found: tuple[Tensor, Tensor] = kernel.back(z_next, context, noise)
+        return found
+    if hasattr(kernel, "inverse"):
+        z = kernel.inverse(z_next, context)
+        if torch.is_grad_enabled() and not z.requires_grad:
+            raise TypeError(
+                f"the inverse of {type(kernel).__name__} gives no gradient: its chain can't be fitted backwards"
+            )
+        return z, kernel(z, context)[1]
+    if hasattr(kernel, "reverse"):
+        loc, scale = kernel.reverse(z_next, context)
+        z = loc + scale * noise
+        return z, drawn_log_prob(noise, scale) - normal_log_prob(z_next, *kernel.forwards(z, context))
+    raise ValueError(f"kernel {type(kernel).__name__} can't be gone back: it has neither reverse, inverse nor back")
+
+
+def reverse_log_weights(chain: Chain, target: Any, z: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Log-weights of paths that go back from exact draws z (n, *batch, dim) of the target, in nats: (n, *batch).
+
+    They are those of `Chain.log_weight`: their mean is at least log Z (EUBO: Blessing et al. 2024, arXiv 2406.07423),
+    and -log of the mean of exp of minus them is too, and nearer.
+    """
+    noise, log_weights = chain.noise(len(z)) if noise is None else noise, log_prob_double(target, z)
+    z = z.to(noise)
+    for kernel, fresh in reversed(list(zip(chain.kernels, noise[1:], strict=True))):
+        z, log_ratio = _before(kernel, z, chain.context, fresh)
+        log_weights = log_weights + log_ratio
+    return log_weights - chain.base.log_prob(z)
+
+
+class Inclusive(Objective):
+    """Minus the log-weights of paths that go back from draws of the target, minus the EUBO: the inclusive divergence.
+
+    The ELBO is below log Z by KL(q || p), the EUBO above by KL(p || q), which is large wherever q lacks a mode. For
+    flows it is the likelihood of the draws. Takes kernels whose inverse or `reverse` has gradients.
+
+    Attributes:
+        sampler: a function without arguments that gives draws (m, dim), such as `smc.SMC` or one of draws by NUTS.
+    """
+
+    sampler: Annotated[Any, Calls("a function that gives draws, such as SMC()")]
+
+    alone = True  # models are trained one at a time
+
+    def values(self, chain: Chain, target: Any, noise: Tensor) -> Tensor:
+        """Values (*sample, *batch); each has a draw by chance, and of the noise what kernels go back with."""
+        draws: Tensor = self.sampler()
+        places = torch.randint(len(draws), noise.shape[1:-1], generator=chain.generator)
+        return -reverse_log_weights(chain.detach(), target, draws[places].to(noise), noise)

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from annealed_core.ais import ACCEPTANCE, ais
 from annealed_core.dais import TargetChain
-from annealed_core.description import Calls, Choice, Description, Positive, Size
+from annealed_core.description import Calls, Choice, Description, Positive, Size, Whole
 from annealed_core.energies import ENERGIES, find
-from annealed_core.evidence import log_prob_double
 from annealed_core.kernels import DiagonalGaussian
-from annealed_core.moves import Hamiltonian, Langevin, Metropolis, check_whole, draw_like
+from annealed_core.moves import Hamiltonian, Langevin, Metropolis
+from annealed_core.nested import chosen, resampled
 from annealed_core.objectives import Alphas
 from annealed_core.targets import LinearAlphas, check_alphas, exponents
 
@@ -152,43 +152,33 @@ class AdaptiveAlphas(Description):
         return adaptive_alphas(energy, DiagonalGaussian.isotropic(energy.dim, energy.base_scale), n, self.kl)
 
 
-@torch.no_grad()
-def parallel_tempering(
-    target: Any,
-    base: DiagonalGaussian,
-    alphas: Tensor,
-    n_steps: int,
-    n_chains: int = 8,
-    warm_up: int = 500,
-    n_leapfrog: int = 5,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """States of chains that leave the target invariant, after a warm-up: (n_steps, n_chains, dim).
+class SMC(Description):
+    """Draws of a named target by a sequential Monte Carlo sampler, for `nested.Inclusive`: made once, then known.
 
-    Each chain has a state at each exponent alpha of the path from the base (K of them, rising to 1), moved by
-    Hamiltonian moves; then neighbours change places with probability min(1, f_k(z') f_k'(z) / (f_k(z) f_k'(z')))
-    (Swendsen & Wang 1986; Geyer 1991). Step sizes adapt to their acceptance in the warm-up.
+    Attributes:
+        target: a name in `ENERGIES`.
+        particles, n_temperatures, n_moves, n_leapfrog, seed: as of `ais`, with exponents by `adaptive_alphas`.
+        base_scale: standard deviation of the base.
     """
-    check_whole(n_steps=n_steps, n_chains=n_chains, n_leapfrog=n_leapfrog)
-    alphas = alphas.double()
-    z = base.rsample(draw_like(torch.randn, base.loc.expand(n_chains, len(alphas), base.dim), generator))
-    parts = lambda z: (log_prob_double(target, z), log_prob_double(base, z))
-    tempered = SimpleNamespace(log_prob=lambda z: sum(w * f for w, f in zip((alphas, 1 - alphas), parts(z))))  # noqa: B905
-    log_step, kept = (0.1 * base.scale.mean()).log().expand(len(alphas)), []
-    for step in range(-warm_up, n_steps):
-        jitter = draw_like(torch.rand, z[..., 0], generator) + 0.5
-        move = Hamiltonian(tempered, (log_step.exp() * jitter).to(z), n_leapfrog, generator=generator)
-        z, _ = move(z)
-        if step < 0:
-            log_step = log_step + 0.1 * (move.accepted.mean(0).to(z) - ACCEPTANCE["hamiltonian"])
-        slope = torch.sub(*parts(z))
-        log_accept = alphas.diff() * (slope[:, :-1] - slope[:, 1:])
-        swapped = draw_like(torch.rand, log_accept, generator).log() < log_accept
-        swapped[:, step % 2 :: 2] = False  # every second pair, so that no state is in two
-        places = torch.arange(len(alphas)).repeat(n_chains, 1)
-        places[:, :-1] += swapped.long()
-        places[:, 1:] -= swapped.long()
-        z = z.gather(1, places.unsqueeze(-1).expand_as(z))
-        if step >= 0:
-            kept.append(z[:, -1])
-    return torch.stack(kept)
+
+    target: Annotated[str, Choice(*ENERGIES)] = "D"
+    particles: Size = 10_000
+    n_temperatures: Size = 32
+    n_moves: Size = 3
+    n_leapfrog: Size = 3
+    seed: Annotated[int, Whole(0)] = 0
+    base_scale: Positive = 3.0
+
+    @functools.cache  # noqa: B019 -- of equal descriptions once
+    def __call__(self) -> Tensor:
+        """The draws (particles, dim), all of one weight."""
+        return self.draw(find(self.target))
+
+    def draw(self, target: Any) -> Tensor:
+        """The same of any target."""
+        base = DiagonalGaussian.isotropic(target.dim, self.base_scale)
+        generator = torch.Generator().manual_seed(self.seed)
+        alphas = adaptive_alphas(target, base, self.n_temperatures, seed=self.seed)
+        moves: dict[str, Any] = {"n_moves": self.n_moves, "n_leapfrog": self.n_leapfrog, "generator": generator}
+        found = ais(target, base, self.particles, alphas, self.n_temperatures, resample=0.5, **moves)
+        return chosen(found.z, resampled(found.log_weights, generator))

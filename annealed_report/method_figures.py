@@ -110,9 +110,8 @@ def bars(runs: Sequence[Any]) -> list[Row]:
         published = "; ".join(f"{value:g} ({who})" for who, value in PUBLISHED.get(target, {}).items()) or "–"
         row: Row = {"target": TARGETS[target], "error of log Z": text(_mean(found, "log_z_error_2000"), 4)}
         row |= {"published": published, "ESS": _mean(found, "ess"), "mode-mass error": _mean(found, "mode_error")}
-        row["evaluations, millions"] = _mean(found, "evaluations_training")
-        if (evaluated := row["evaluations, millions"]) is not None:
-            row["evaluations, millions"] = round(evaluated.mean / 1e6, 1)
+        took = [_mean(found, f"evaluations_{what}") for what in ("training", "sampling")]
+        row["evaluations: training + drawing"] = " + ".join(f"{one.mean:,.0f}" for one in took if one) or None
         rows.append(row | {"minutes": mean(run.seconds / 60 for run in found)})
     return rows
 

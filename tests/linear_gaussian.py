@@ -6,7 +6,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from annealed_core.chain import Chain
-from annealed_core.flows import AutoregressiveFlow, HouseholderFlow, HouseholderSequence, PlanarFlow, SplineFlow
+from annealed_core.flows import AutoregressiveFlow, HouseholderSequence, PlanarFlow, SplineFlow
 from annealed_core.kernels import DiagonalGaussian, normal_log_prob
 
 FLOAT = torch.float64
@@ -96,8 +96,8 @@ class Blur(torch.nn.Module):
 
 FLOWS = {
     "planar": PlanarFlow,
-    "householder": HouseholderFlow,
-    "householder sequence": lambda dim, context_dim: HouseholderSequence(dim, 3, context_dim),
+    "householder": HouseholderSequence,
+    "householder sequence": lambda dim, context_dim: HouseholderSequence(dim, context_dim, 3),
     "iaf": partial(AutoregressiveFlow, hidden=(8, 8)),
     "spline": partial(SplineFlow, hidden=(8, 8)),
 }

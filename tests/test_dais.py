@@ -59,7 +59,7 @@ def test_a_step_goes_back_with_its_momentum_turned_and_keeps_volume():
     found, noise = chain(1), torch.randn(2, 2).double()
 
     def step(z, v):
-        alpha, size = found.exponents()[0], found.kernels[0].log_step.exp()
+        alpha, size = found.exponents()[0], found.kernels[0].unbounded.exp()
         middle = z + 0.5 * size * v
         v = v + size * found.slope(middle, alpha)
         return middle + 0.5 * size * v, v
@@ -134,7 +134,7 @@ def test_a_step_starts_where_it_is_said_to_and_stays_below_its_bound():
     (kernel,) = Leapfrog(0.1, largest=0.25).build(2, 1)
     torch.testing.assert_close(kernel.step(), torch.full((2,), 0.1))
     with torch.no_grad():
-        kernel.log_step += 100.0
+        kernel.unbounded += 100.0
     torch.testing.assert_close(kernel.step(), torch.full((2,), 0.25))
     with pytest.raises(ValueError, match=r"impossible largest .* it takes more than its step"):
         Leapfrog(0.1, largest=0.1)
@@ -146,7 +146,7 @@ def test_a_density_is_fitted_judged_and_found_again(store):
     found = run(spec)
     assert isinstance(found.chain, AnnealedChain) and found.metrics["kernels_earn"] > 0.5
     again = run(spec)
-    assert torch.equal(found.chain.kernels[2].log_step, again.chain.kernels[2].log_step)
+    assert torch.equal(found.chain.kernels[2].unbounded, again.chain.kernels[2].unbounded)
     assert found.chain.kernels[0].shared is found.chain.kernels[3].shared
 
 

@@ -7,12 +7,18 @@ import torch
 
 from annealed_core.chain import Chain
 from annealed_core.dais import Drift, Leapfrog, TargetChain, chain_of
+from annealed_core.description import from_json, to_json
 from annealed_core.evidence import log_mean_weight, mode_masses, total_variation
-from annealed_core.flows import Spline
-from annealed_core.judging.draws import coverage, energy_distance, exact_draws, reverse_log_weights, upper_bound
+from annealed_core.fit import fit
+from annealed_core.flows import IAF, Planar, Spline
+from annealed_core.judging.draws import coverage, energy_distance, exact_draws, parallel_tempering, upper_bound
 from annealed_core.kernels import DiagonalGaussian, Gated
 from annealed_core.moves import Metropolis
-from annealed_core.smc import Moved
+from annealed_core.nested import Inclusive, reverse_log_weights
+from annealed_core.objectives import ELBO
+from annealed_core.running.density import Density
+from annealed_core.running.experiment import run
+from annealed_core.smc import SMC, Moved
 from annealed_core.targets import ENERGIES
 
 D = ENERGIES["D"]
@@ -108,3 +114,77 @@ def test_a_kernel_that_can_not_be_gone_back_is_refused():
     assert isinstance(leaping, TargetChain)
     with pytest.raises(ValueError, match="kernel LeapfrogStep can't be gone back"):
         upper_bound(leaping, D, torch.zeros(3, 2))
+
+
+# ---- the objective that goes back from draws
+
+
+def test_backwards_the_gradient_is_that_of_the_flows_log_density():
+    found, z = shaken(IAF(hidden=8)), drawn("D", 200)
+    objective = Inclusive(lambda: z)
+    values = objective(found, D, 4000)
+    weights = list(torch.nn.ModuleList(found.kernels).parameters())
+    ours = torch.autograd.grad(values.mean(), weights)
+    state, log_q = z, torch.zeros(len(z)).double()
+    for kernel in reversed(found.kernels):
+        state = kernel.inverse(state)
+        log_q = log_q - kernel(state)[1]
+    theirs = torch.autograd.grad((log_q + found.base.log_prob(state)).mean(), weights)
+    assert values.shape == (4000,) and float(values.detach().mean()) < 0.1  # log Z of D is 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert float((a - b).norm()) < 0.2 * float(b.norm())
+
+
+def test_of_an_exact_chain_each_value_is_minus_log_z():
+    base = DiagonalGaussian(torch.zeros(2).double(), torch.ones(2).double())
+    values = Inclusive(lambda: torch.randn(50, 2))(Chain(base, []), base, 64)
+    torch.testing.assert_close(values, torch.zeros(64).double())
+
+
+@pytest.mark.parametrize("kernel", [Gated(hidden=16), Spline(hidden=16, scale=1.5)])
+def test_it_finds_again_a_mode_that_is_lost(kernel):
+    torch.manual_seed(0)
+    kernels = torch.nn.ModuleList(kernel.build(2, 4))
+    chain = Chain(DiagonalGaussian.isotropic(2), kernels)
+    masses = lambda: mode_masses(chain.rsample(4000).z[-1], D.modes[0])
+    fit(chain, DiagonalGaussian(D.modes[0][0], torch.full((2,), 0.5)), ELBO(), steps=300, batch=64, lr=1e-2)
+    assert masses()[0] > 0.9
+    fit(chain, D, ELBO(), steps=300, batch=64, lr=1e-3)
+    assert masses()[[1, 3]].max() < 0.05  # which the ELBO does not
+    draws = drawn("D")
+    fit(chain, D, Inclusive(lambda: draws), steps=500, batch=64, lr=1e-2)
+    assert (masses() - D.modes[1]).abs().max() < 0.12
+
+
+def test_it_is_run_and_kept_as_others_are(store):
+    sampler = SMC("D", particles=300, n_temperatures=4)
+    spec = Density(target="D", objective=Inclusive(sampler), kernel=IAF(8), n_transitions=2, steps=10, batch=16)
+    assert from_json(to_json(spec)) == spec and spec.stack_key() is None
+    assert run(spec).metrics == run(spec).metrics
+
+
+def test_kernels_without_a_gradient_back_are_refused():
+    chain = Chain(DiagonalGaussian.isotropic(2), Planar().build(2, 2))
+    with pytest.raises(TypeError, match=r"^the inverse of PlanarFlow gives no gradient"):
+        fit(chain, D, Inclusive(lambda: drawn("D", 10)), steps=1)
+    with pytest.raises(ValueError, match=r"of Inclusive: sampler takes a function that gives draws"):
+        Inclusive(torch.zeros(3, 2))
+
+
+# ---- a reference where none is known
+
+
+def test_parallel_tempering_visits_modes_by_their_masses():
+    base, centres = DiagonalGaussian.isotropic(2, 2.0), D.modes[0]
+    z = parallel_tempering(
+        D, base, torch.tensor([0.0, 0.05, 0.3, 1.0]), 700, 32, 100, generator=torch.Generator().manual_seed(0)
+    )
+    assert z.shape == (700, 32, 2)
+    masses = torch.stack([mode_masses(each, centres) for each in z.transpose(0, 1)])
+    error = masses.std(0) / 32**0.5
+    assert ((masses.mean(0) - D.modes[1]).abs() < 4 * error).all() and error.max() < 0.02
+    nearest = z.flatten(0, 1)[torch.cdist(z.flatten(0, 1), centres).min(1).values < 1]
+    radius = torch.cdist(nearest, centres).min(1).values
+    assert float(radius.square().mean()) == pytest.approx(
+        0.4 * (1 - 2.5 * math.exp(-2.5) / (1 - math.exp(-2.5))), rel=0.05
+    )

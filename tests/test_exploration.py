@@ -8,7 +8,7 @@ import torch
 from linear_gaussian import FLOAT, Blur, LinearGaussian, correlated, seen, turned
 from torch.distributions import Normal, kl_divergence
 
-from annealed_core.flows import HouseholderFlow, HouseholderSequence
+from annealed_core.flows import HouseholderSequence
 from annealed_core.judging import exploration, inference
 from annealed_core.judging import images as parts
 from annealed_core.kernels import GatedGaussianPair
@@ -130,7 +130,7 @@ def orthogonal(shift=0.0, stretch=1.0, kernels=()):
     return LinearGaussian(weight, shift=shift, stretch=stretch, kernels=kernels)
 
 
-@pytest.mark.parametrize("kernels", [[], [HouseholderFlow(3).double()]], ids=["plain", "turned"])
+@pytest.mark.parametrize("kernels", [[], [HouseholderSequence(3).double()]], ids=["plain", "turned"])
 def test_the_aggregate_of_an_exact_posterior_has_the_moments_of_the_prior(kernels):
     torch.manual_seed(0)
     model = orthogonal(kernels=kernels)
@@ -148,7 +148,7 @@ def test_the_aggregate_is_off_the_prior_by_its_shift_and_has_no_bias_from_few_im
     assert entropy == pytest.approx(1.5 * (1 + math.log(2 * math.pi)), abs=3 * error[1] + 0.01)
 
 
-@pytest.mark.parametrize("kernels", [[], [HouseholderSequence(3, 2).double()]], ids=["plain", "turned twice"])
+@pytest.mark.parametrize("kernels", [[], [HouseholderSequence(3, length=2).double()]], ids=["plain", "turned twice"])
 def test_a_latents_information_is_the_entropy_that_the_image_takes(kernels):
     torch.manual_seed(0)
     model = orthogonal(stretch=0.5, kernels=kernels)
@@ -182,7 +182,7 @@ def test_prior_samples_are_what_the_decoder_makes_of_normal_draws(monkeypatch):
     assert not torch.equal(exploration.prior_samples(model, 50), first)
 
 
-@pytest.mark.parametrize("kernels", [list, lambda: [GatedGaussianPair(3, 5, 6)], lambda: [HouseholderFlow(3, 6)]])
+@pytest.mark.parametrize("kernels", [list, lambda: [GatedGaussianPair(3, 5, 6)], lambda: [HouseholderSequence(3, 6)]])
 def test_explore_is_all_measures_as_plain_values(kernels):
     model = tiny(kernels())
     x, grey, labels = (torch.rand(60, 784) < 0.3).float(), torch.rand(80, 784), torch.arange(80) % 9

@@ -19,7 +19,6 @@ from annealed_core.flows import (
     IAF,
     AutoregressiveFlow,
     Householder,
-    HouseholderFlow,
     HouseholderSequence,
     Planar,
     PlanarFlow,
@@ -31,8 +30,8 @@ from annealed_core.kernels import DiagonalGaussian, GatedGaussianPair, ResidualG
 FLOWS = {
     "planar": PlanarFlow,
     "planar, scale 3": partial(PlanarFlow, scale=3.0),
-    "householder": HouseholderFlow,
-    "householder sequence": lambda dim, context_dim=0: HouseholderSequence(dim, 3, context_dim),
+    "householder": HouseholderSequence,
+    "householder sequence": lambda dim, context_dim=0: HouseholderSequence(dim, context_dim, 3),
     "iaf": partial(AutoregressiveFlow, hidden=(16, 16)),
     "iaf, reversed, scale 3": partial(AutoregressiveFlow, hidden=(16, 16), reverse=True, scale=3.0),
     "spline": partial(SplineFlow, hidden=(16, 16)),

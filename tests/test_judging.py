@@ -13,7 +13,7 @@ from torch import distributions
 from annealed_core.chain import Chain
 from annealed_core.energies import ENERGIES
 from annealed_core.evidence import log_normalizer_quadrature
-from annealed_core.flows import HouseholderFlow, PlanarFlow
+from annealed_core.flows import HouseholderSequence, PlanarFlow
 from annealed_core.judging import exploration, inference, likelihood
 from annealed_core.judging.density import judge, true_log_normalizer
 from annealed_core.judging.images import means_and_errors
@@ -81,7 +81,7 @@ def test_a_move_of_one_standard_deviation_in_every_dimension_is_one():
 def test_kernels_that_do_nothing_earn_nothing_at_all_and_a_rotation_moves_for_nothing():
     found = judge(normal_chain(Shift(0.0), loc=1.0), Normal())
     assert (found["kernels_earn"], found["kernels_earn_se"], found["kernels_move"]) == (0, 0, 0)
-    found = judge(normal_chain(HouseholderFlow(2)), Normal())
+    found = judge(normal_chain(HouseholderSequence(2)), Normal())
     assert abs(found["kernels_earn"]) < 1e-6 and found["kernels_earn_se"] < 1e-6 and found["kernels_move"] > 0.5
 
 

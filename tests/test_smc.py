@@ -1,7 +1,8 @@
-"""Moves among flows, exponents that fit, parallel tempering: weights of AIS, unbiased, right where that is known."""
+"""Moves among flows, exponents that fit: weights of AIS, unbiased, right where that is known."""
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from annealed_core.objectives import AVO, ELBO
 from annealed_core.running.density import Density
 from annealed_core.running.experiment import run
 from annealed_core.running.mnist import Mnist
-from annealed_core.smc import AdaptiveAlphas, Moved, adaptive_alphas, parallel_tempering
+from annealed_core.smc import SMC, AdaptiveAlphas, Moved, adaptive_alphas
 from annealed_core.targets import ENERGIES, GeometricAlphas
 from annealed_core.vae import Independent
 
@@ -209,15 +210,11 @@ def test_sequential_monte_carlo_chooses_exponents_resamples_and_moves():
     assert abs(float(found.log_z)) < 0.1 and float(found.ess) > 0.5 and len(found.alphas) > 3
 
 
-def test_parallel_tempering_visits_modes_by_their_masses():
-    base, centres = DiagonalGaussian.isotropic(2, 2.0), D.modes[0]
-    z = parallel_tempering(D, base, torch.tensor([0.0, 0.05, 0.3, 1.0]), 700, 32, 100, generator=seeded())
-    assert z.shape == (700, 32, 2)
-    masses = torch.stack([mode_masses(each, centres) for each in z.transpose(0, 1)])
-    error = masses.std(0) / 32**0.5
-    assert ((masses.mean(0) - D.modes[1]).abs() < 4 * error).all() and error.max() < 0.02
-    nearest = z.flatten(0, 1)[torch.cdist(z.flatten(0, 1), centres).min(1).values < 1]
-    radius = torch.cdist(nearest, centres).min(1).values
-    assert float(radius.square().mean()) == pytest.approx(
-        0.4 * (1 - 2.5 * math.exp(-2.5) / (1 - math.exp(-2.5))), rel=0.05
-    )
+def test_its_draws_are_kept_for_what_learns_from_them():
+    few = {"particles": 500, "n_temperatures": 8, "n_leapfrog": 2, "base_scale": 2.0}
+    sampler = SMC("D", **few)
+    assert sampler() is SMC("D", **few)() and sampler().shape == (500, 2)
+    assert (mode_masses(sampler(), D.modes[0]) - D.modes[1]).abs().max() < 0.1
+    assert not torch.equal(sampler.replace(seed=1)(), sampler())
+    asked = SimpleNamespace(dim=3, log_prob=DiagonalGaussian.isotropic(3).log_prob)
+    assert float(sampler.draw(asked).std()) == pytest.approx(1, abs=0.1) and sampler.draw(asked).shape == (500, 3)

@@ -3,20 +3,24 @@
 exact = exact_draws(find("D"), 2000)
 energy_distance(z, exact), coverage(z, exact)       # of any sampler's draws
 upper_bound(chain, target, exact)                   # of log Z, where exact draws are known: the EUBO
+parallel_tempering(target, base, alphas, 1000)      # a reference where none are
 """
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from annealed_core.ais import ACCEPTANCE
 from annealed_core.chain import Chain
 from annealed_core.energies import Energy, GaussianMixture
 from annealed_core.evidence import grid, log_mean_weight, log_prob_double
-from annealed_core.kernels import drawn_log_prob, normal_log_prob
-from annealed_core.moves import draw_like
+from annealed_core.kernels import DiagonalGaussian
+from annealed_core.moves import Hamiltonian, check_whole, draw_like
+from annealed_core.nested import reverse_log_weights
 from annealed_core.targets import name_of
 
 
@@ -74,37 +78,50 @@ def coverage(z: Tensor, exact: Tensor, level: float = 0.9) -> Tensor:
     return ((exact >= low) & (exact <= high)).double().mean(0)
 
 
-def _before(kernel: Any, z_next: Tensor, context: Any, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """A state drawn from the reverse kernel, and log r - log q of the transition from it."""
-    if hasattr(kernel, "back"):
-        found: tuple[Tensor, Tensor] = kernel.back(z_next, context, noise)
-        return found
-    if hasattr(kernel, "inverse"):
-        z = kernel.inverse(z_next, context)
-        return z, kernel(z, context)[1]
-    if hasattr(kernel, "reverse"):
-        loc, scale = kernel.reverse(z_next, context)
-        z = loc + scale * noise
-        return z, drawn_log_prob(noise, scale) - normal_log_prob(z_next, *kernel.forwards(z, context))
-    raise ValueError(f"kernel {type(kernel).__name__} can't be gone back: it has neither reverse, inverse nor back")
-
-
 @torch.no_grad()
-def reverse_log_weights(chain: Chain, target: Any, z: Tensor) -> Tensor:
-    """Log-weights of paths that go back from exact draws z (n, *batch, dim) of the target, in nats: (n, *batch).
-
-    They are those of `Chain.log_weight`: their mean is at least log Z (EUBO: Blessing et al. 2024, arXiv 2406.07423),
-    and -log of the mean of exp of minus them is too, and nearer.
-    """
-    noise, log_weights = chain.noise(len(z)), log_prob_double(target, z)
-    z = z.to(noise)
-    for kernel, fresh in reversed(list(zip(chain.kernels, noise[1:], strict=True))):
-        z, log_ratio = _before(kernel, z, chain.context, fresh)
-        log_weights = log_weights + log_ratio
-    return log_weights - chain.base.log_prob(z)
-
-
 def upper_bound(chain: Chain, target: Any, exact: Tensor) -> dict[str, float]:
     """Log Z from above, in nats: `eubo`, the mean of `reverse_log_weights`, and `log_z_above`, which is nearer."""
     log_weights = reverse_log_weights(chain, target, exact)
     return {"eubo": float(log_weights.mean()), "log_z_above": -float(log_mean_weight(-log_weights)[0])}
+
+
+@torch.no_grad()
+def parallel_tempering(
+    target: Any,
+    base: DiagonalGaussian,
+    alphas: Tensor,
+    n_steps: int,
+    n_chains: int = 8,
+    warm_up: int = 500,
+    n_leapfrog: int = 5,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """States of chains that leave the target invariant, after a warm-up: (n_steps, n_chains, dim).
+
+    Each chain has a state at each exponent alpha of the path from the base (K of them, rising to 1), moved by
+    Hamiltonian moves; then neighbours change places with probability min(1, f_k(z') f_k'(z) / (f_k(z) f_k'(z')))
+    (Swendsen & Wang 1986; Geyer 1991). Step sizes adapt to their acceptance in the warm-up.
+    """
+    check_whole(n_steps=n_steps, n_chains=n_chains, n_leapfrog=n_leapfrog)
+    alphas = alphas.double()
+    z = base.rsample(draw_like(torch.randn, base.loc.expand(n_chains, len(alphas), base.dim), generator))
+    parts = lambda z: (log_prob_double(target, z), log_prob_double(base, z))
+    tempered = SimpleNamespace(log_prob=lambda z: sum(w * f for w, f in zip((alphas, 1 - alphas), parts(z))))  # noqa: B905
+    log_step, kept = (0.1 * base.scale.mean()).log().expand(len(alphas)), []
+    for step in range(-warm_up, n_steps):
+        jitter = draw_like(torch.rand, z[..., 0], generator) + 0.5
+        move = Hamiltonian(tempered, (log_step.exp() * jitter).to(z), n_leapfrog, generator=generator)
+        z, _ = move(z)
+        if step < 0:
+            log_step = log_step + 0.1 * (move.accepted.mean(0).to(z) - ACCEPTANCE["hamiltonian"])
+        slope = torch.sub(*parts(z))
+        log_accept = alphas.diff() * (slope[:, :-1] - slope[:, 1:])
+        swapped = draw_like(torch.rand, log_accept, generator).log() < log_accept
+        swapped[:, step % 2 :: 2] = False  # every second pair, so that no state is in two
+        places = torch.arange(len(alphas)).repeat(n_chains, 1)
+        places[:, :-1] += swapped.long()
+        places[:, 1:] -= swapped.long()
+        z = z.gather(1, places.unsqueeze(-1).expand_as(z))
+        if step >= 0:
+            kept.append(z[:, -1])
+    return torch.stack(kept)
