@@ -407,7 +407,7 @@ RING = (4, 6, 8)  # targets on the path, K, and 288 samples of all in a step (Zi
 
 
 def which_ring() -> list[Compared]:
-    """NVIR on the ring of eight with NVI's budget, drawing anew at each step; and NVI at K = 8.
+    """NVIR on the ring of eight with NVI's budget, drawing anew at each step; and NVI at K = 8. In ten fresh seeds.
 
     AVO and learned paths with that budget are in the study `ring8`.
     """
@@ -415,10 +415,10 @@ def which_ring() -> list[Compared]:
     return [
         Compared(
             target="ring8", objective=objective, resample=resample, seed=seed, steps=20_000, n_transitions=k - 1,
-            batch=288 // k, **_PAIRS,
+            batch=288 // k, lr_schedule="cosine", **_PAIRS,
         )
         for k, objective, resample in plans
-        for seed in range(10)
+        for seed in range(10, 20)
     ]  # fmt: skip
 
 
