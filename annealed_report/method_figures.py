@@ -17,7 +17,7 @@ from annealed_report.figures import draw_density, draw_samples
 from annealed_report.plotting import intervals, panels
 from annealed_report.statistics import Interval, interval, text
 from annealed_report.tables import Row, mean
-from annealed_report.which_method import BARS, BUDGETS, K8, METHODS, PUBLISHED, SAMPLERS, line, of_method
+from annealed_report.which_method import BARS, BUDGETS, K8, METHODS, PUBLISHED, SAMPLERS, SAMPLES, line, of_method
 
 TARGETS = {"D": "D", "ring8": "ring of 8", "gmm40": "GMM-40", "funnel": "funnel-10"}
 TARGETS |= {"many_well": "many-well-32", "logistic": "regression"}
@@ -100,6 +100,41 @@ def ranked(runs: Sequence[Any]) -> Figure:
     best_first = dict(sorted(groups.items(), key=lambda item: item[1]["error"].mean))
     intervals(axes, best_first, "log10 of the error of log Z (nats), mean over targets")
     return figure
+
+
+#: What each target stands for.
+KINDS = {
+    "D": "a few modes, two dimensions",
+    "ring8": "eight modes in a ring",
+    "gmm40": "forty modes, two dimensions",
+    "funnel": "scales that differ, ten dimensions",
+    "many_well": "two modes in each of 16 dimensions",
+    "logistic": "a regression, one mode",
+}
+
+
+def _error(runs: Sequence[Any], method: str, target: str) -> float:
+    """The geometric mean over seeds of a method's error of log Z."""
+    found = [max(1e-4, run.metrics["log_z_error_2000"]) for run in of_method(runs, method, target)]
+    return math.exp(sum(map(math.log, found)) / len(found))
+
+
+def nearest(runs: Sequence[Any], target: str, cheap: bool) -> str:
+    """The method with the smallest error of log Z; with `cheap`, among those that evaluate each draw once."""
+    once = lambda method: of_method(runs, method, target)[0].metrics["evaluations_sampling"] <= SAMPLES
+    return min((m for m in METHODS if once(m) or not cheap), key=lambda method: _error(runs, method, target))
+
+
+def guide(runs: Sequence[Any]) -> list[Row]:
+    """For each kind of target the methods that come closest, and AVO and the ELBO beside them."""
+    rows = []
+    for target, kind in KINDS.items() if runs else ():
+        row: Row = {"a posterior with": kind}
+        for label, cheap in (("closest of all", False), ("closest, a draw evaluated once", True)):
+            best = nearest(runs, target, cheap)
+            row[label] = f"{best}: {_error(runs, best, target):.2g}"
+        rows.append(row | {name: f"{_error(runs, name, target):.2g}" for name in ("AVO", "ELBO")})
+    return rows
 
 
 def bars(runs: Sequence[Any]) -> list[Row]:

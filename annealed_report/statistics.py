@@ -80,7 +80,7 @@ class Interval:
         return 2 * float(stdtr(self.df, -abs(self.mean / self.standard_error)))
 
     def text(self, digits: int = 2) -> str:
-        """Mean ± half-width, or the mean alone where one value gives no interval; four digits where it is that narrow."""
+        """Mean ± half-width, or the mean alone where one value gives no interval; four digits of a narrow one."""
         if 0 < self.half_width < 0.5 * 10**-digits:
             digits = max(digits, 4)
         mean = f"{round(self.mean, digits) + 0.0:.{digits}f}".replace("-", "−")  # no -0.00
