@@ -260,6 +260,6 @@ class Inclusive(Objective):
 
     def values(self, chain: Chain, target: Any, noise: Tensor) -> Tensor:
         """Values (*sample, *batch); each has a draw by chance, and of the noise what kernels go back with."""
-        draws: Tensor = self.sampler()
-        places = torch.randint(len(draws), noise.shape[1:-1], generator=chain.generator)
-        return -reverse_log_weights(chain.detach(), target, draws[places].to(noise), noise)
+        draws: Tensor = self.sampler().to(noise)
+        places = (draw_like(torch.rand, noise[0, ..., 0].double(), chain.generator) * len(draws)).long()
+        return -reverse_log_weights(chain.detach(), target, draws[places], noise)

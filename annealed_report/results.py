@@ -38,11 +38,14 @@ _EARNED = ("kernels_earn", "kernels_earn_se", "kernels_move")
 #: Studies of hundreds of runs, and the metrics of theirs that are kept.
 METRICS: dict[str, tuple[str, ...]] = {"tuning": ("total_variation",), "tuned": _JUDGED + _EARNED}
 METRICS |= {"starts": _JUDGED + _EARNED, "robustness": ("nll", "nll_samples", "nll_images", "elbo", "kl", "best_epoch")}
-_COMPARED = ("log_z", "log_z_error_2000", "ess", "ess_100", "log_z_100", "elbo", "eubo", "mode_error", "modes_found")
+_COMPARED = ("log_z_error_2000", "ess", "elbo", "eubo", "mode_error", "modes_found", "mean_error", "sd_error")
 METRICS["which_method"] = (*_COMPARED, "energy_distance", "coverage", "evaluations_training", "evaluations_sampling")
+_ENERGIES = ("objectives", "kernels", "length", "ring8", "initialisation", "momentum", "compute", "wide_base")
+_OF_100 = ("log_z_error_2000", "log_z_100", "ess_100", "mode_masses")
+METRICS |= dict.fromkeys(_ENERGIES, (*_JUDGED, *_EARNED, *_OF_100))
 
 #: What runs say of themselves and no page reads: it is not recorded.
-UNREAD = {"kl_forward", "kl_reverse", "latent_information", "information_images"}
+UNREAD = {"kl_forward", "kl_reverse", "latent_information", "information_images", "log_z_se"}
 UNREAD |= {"coverage_by_digit", "coverage_k", "coverage_images"}
 UNREAD |= {"information_ceiling", "mutual_information", "mutual_information_se", "mean_kl_se"}
 UNREAD |= {"aggregate_entropy", "aggregate_entropy_se", "aggregate_gaussian_entropy", "aggregate_kl", "aggregate_kl_se"}
