@@ -337,7 +337,7 @@ METHODS = (*TRAINED, *SAMPLERS)
 
 def _leapfrog(target: str) -> Leapfrog:
     """In the quartic tails of many-well steps without a bound burst after some hundred steps of training."""
-    return Leapfrog(0.1, largest=0.2) if target == "many_well" else Leapfrog(STEPS[target])
+    return Leapfrog(0.05, largest=0.1) if target == "many_well" else Leapfrog(STEPS[target])
 
 
 def _fitting(target: str) -> Any:
