@@ -52,7 +52,7 @@ def forest(rows: Sequence[Row], reach: float = 60.0) -> Figure:
             if row.claim.smallest:
                 axes.fill_between((-1, 1), place - 0.5 * LINE, place + 0.5 * LINE, color="#e9e9e5", lw=0)
             axes.plot((0, 0), (place - 0.5 * LINE, place + 0.5 * LINE), color="#888888", lw=0.8)
-            unit = row.claim.sign * (row.claim.smallest or row.difference.half_width)
+            unit = row.claim.sign * (row.claim.smallest or row.difference.half_width or 1.0)
             low, high = sorted(end / unit for end in (row.difference.low, row.difference.high))
             mean = row.difference.mean / unit
             axes.plot([max(low, -reach), min(high, reach)], [place, place], color=colour, lw=1.8)

@@ -113,7 +113,7 @@ KINDS = {
 }
 
 
-def _error(runs: Sequence[Any], method: str, target: str) -> float:
+def error(runs: Sequence[Any], method: str, target: str) -> float:
     """The geometric mean over seeds of a method's error of log Z."""
     found = [max(1e-4, run.metrics["log_z_error_2000"]) for run in of_method(runs, method, target)]
     return math.exp(sum(map(math.log, found)) / len(found))
@@ -122,7 +122,7 @@ def _error(runs: Sequence[Any], method: str, target: str) -> float:
 def nearest(runs: Sequence[Any], target: str, cheap: bool) -> str:
     """The method with the smallest error of log Z; with `cheap`, among those that evaluate each draw once."""
     once = lambda method: of_method(runs, method, target)[0].metrics["evaluations_sampling"] <= SAMPLES
-    return min((m for m in METHODS if once(m) or not cheap), key=lambda method: _error(runs, method, target))
+    return min((m for m in METHODS if once(m) or not cheap), key=lambda method: error(runs, method, target))
 
 
 def guide(runs: Sequence[Any]) -> list[Row]:
@@ -132,8 +132,8 @@ def guide(runs: Sequence[Any]) -> list[Row]:
         row: Row = {"a posterior with": kind}
         for label, cheap in (("closest of all", False), ("closest, a draw evaluated once", True)):
             best = nearest(runs, target, cheap)
-            row[label] = f"{best}: {_error(runs, best, target):.2g}"
-        rows.append(row | {name: f"{_error(runs, name, target):.2g}" for name in ("AVO", "ELBO")})
+            row[label] = f"{best}: {error(runs, best, target):.2g}"
+        rows.append(row | {name: f"{error(runs, name, target):.2g}" for name in ("AVO", "ELBO")})
     return rows
 
 

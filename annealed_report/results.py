@@ -59,6 +59,8 @@ MIXED = {
     "weights 0.5 and 1, come from the later one",
     "schedules": "two states of the code: HVI-AVO on learned paths comes from the later one",
     "best": "two states of the code: the ring of eight comes from the later one; nothing in it is paired",
+    "which_method": "three states of the code: the two samplers, judged by ten sets of samples as the others are, and "
+    "UHA on many-well, whose steps are bounded more closely, come from later ones",
     "initialisation": "two states of the code: one run by the ELBO comes from another than the other 119",
 }
 
@@ -176,11 +178,12 @@ def states(records: Sequence[Record]) -> list[str]:
     A run's code is what its parts import, so that runs of one commit have as many codes as they have kinds of parts.
     """
     commits, codes = {found.commit for found in records}, {found.code for found in records}
-    kinds = dict[frozenset[str], set[str]]()
+    kinds = dict[tuple[str, frozenset[str]], set[str]]()
     for found in records:
-        kinds.setdefault(frozenset(_PARTS.findall(_text(to_json(found.spec)))), set()).add(found.code)
-    if len(commits) == 1 < len(codes) and all(len(each) == 1 for each in kinds.values()):
-        return [f"commit {commits.pop()}"]
+        parts = frozenset(_PARTS.findall(_text(to_json(found.spec))))
+        kinds.setdefault((found.commit, parts), set()).add(found.code)
+    if len(commits) < len(codes) and all(len(each) == 1 for each in kinds.values()):
+        return [f"commit {commit}" for commit in sorted(commits)]
     return [f"code {code}" for code in sorted(codes)]
 
 

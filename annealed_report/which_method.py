@@ -399,11 +399,12 @@ PUBLISHED = {"gmm40": {"FAB": 0.0027}, "many_well": {"FAB": 0.032, "table": 0.02
 def which_bars() -> list[Compared]:
     """A trained chain on each of the harder targets, five fresh seeds each."""
     found = [Compared(target=t, lr_schedule="cosine", **fields) for t, fields in BARS.items()]
-    return [_seeded(spec.replace(seed=seed)) for spec in found for seed in FRESH]
+    return [seeded(spec.replace(seed=seed)) for spec in found for seed in FRESH]
 
 
-def _seeded(spec: Compared) -> Compared:
-    objective: Any = spec.objective
+def seeded(spec: Any) -> Any:
+    """The same, where an objective learns from a sampler with the sampler's seed that of the run."""
+    objective: Any = getattr(spec, "objective", None)
     if not isinstance(objective, Inclusive):
         return spec
     return spec.replace(objective=objective.replace(sampler=objective.sampler.replace(seed=spec.seed)))
@@ -524,7 +525,7 @@ def claims() -> list[Any]:
     ]
     found += [
         Claim(
-            "GMM-40: a trained chain keeps all 40 modes (modes found, less 40)",
+            "GMM-40: a trained chain keeps all 40 modes (modes found, less 39.5)",
             *("which_bars", _mean("gmm40", lambda metrics: metrics["modes_found"] - 39.5), 1, 0.0, bars),
         ),
         Claim(

@@ -139,6 +139,8 @@ def test_runs_of_one_commit_are_of_one_state_unless_like_parts_have_two_codes():
     assert results.states(one) == ["commit c"]
     assert results.states([*one, made(elbo.replace(seed=1), "c", "3")]) == ["code 1", "code 2", "code 3"]
     assert results.states([*one, made(avo.replace(seed=1), "d", "2")]) == ["code 1", "code 2"]
+    later = [made(avo.replace(seed=1), "d", "4"), made(elbo.replace(seed=1), "d", "3")]
+    assert results.states([*one, *later]) == ["commit c", "commit d"]  # each with a code for each kind
 
 
 @committed

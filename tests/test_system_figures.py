@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import pytest
 
+from annealed_core.nested import NVI
 from annealed_report import method_figures, seed_systems, system_figures, which_method
 from annealed_report.seed_systems import ITERATIONS, KEPT, Amortised
 
@@ -90,14 +91,28 @@ def test_every_method_is_drawn_on_every_target_and_ranked_by_its_errors():
     assert set(names) == set(which_method.METHODS) and all("AVO" in name for name in names[:4])
 
 
+def test_the_guide_names_the_closest_and_the_closest_of_those_that_draw_at_an_evaluation_each():
+    def error(spec):
+        return 1e-3 if isinstance(spec, which_method.Sampled) else 0.1
+
+    def drawing(spec):
+        return 500_000 if isinstance(spec, which_method.Sampled) else 2000
+
+    ours = {spec: 0.01 for spec in which_method.which_method() if getattr(spec, "objective", None) == NVI()}
+    values = {"log_z_error_2000": lambda spec: ours.get(spec, error(spec)), "evaluations_sampling": drawing}
+    rows = method_figures.guide(made_up(which_method.which_method(), **values))
+    assert len(rows) == 6 and {row["closest of all"] for row in rows} == {"AIS: 0.001"}
+    assert {row["closest, a draw evaluated once"] for row in rows} == {"NVI: 0.01"}
+    assert {row["AVO"] for row in rows} == {"0.1"} and method_figures.guide([]) == []
+
+
 def test_bars_stand_beside_what_was_published_and_passes_beside_passes():
-    values = {"log_z_error_2000": 0.02, "mode_error": 0.1, "ess": 0.9, "evaluations_training": 2_000_000}
+    values = {"log_z_error_2000": 0.02, "mode_error": 0.1, "ess": 0.9}
+    values |= {"evaluations_training": 2_000_000, "evaluations_sampling": 2000}
     rows = method_figures.bars(made_up(which_method.which_bars(), **values))
     assert rows[0]["published"] == "0.0027 (FAB)" and rows[-1]["published"] == "–"
-    assert all(
-        row["error of log Z"] == "0.0200 ± 0.0000" and row["ESS"].n == 5 and row["evaluations, millions"] == 2
-        for row in rows
-    )
+    assert all(row["error of log Z"] == "0.0200 ± 0.0000" and row["ESS"].n == 5 for row in rows)
+    assert {row["evaluations: training + drawing"] for row in rows} == {"2,000,000 + 2,000"}
     rows = method_figures.ring(made_up(which_method.which_ring(), ess_100=0.95, log_z_100=2.0, mode_error=0.0))
     assert [(row["method"], row["K"]) for row in rows] == [("NVIR", 4), ("NVIR", 6), ("NVIR", 8), ("NVI", 8)]
     assert all(row["ESS of 100"].n == 10 and row["ESS of 100"].mean == 95 for row in rows)
