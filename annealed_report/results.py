@@ -40,9 +40,9 @@ METRICS: dict[str, tuple[str, ...]] = {"tuning": ("total_variation",), "tuned": 
 METRICS |= {"starts": _JUDGED + _EARNED, "robustness": ("nll", "nll_samples", "nll_images", "elbo", "kl", "best_epoch")}
 _COMPARED = ("log_z_error_2000", "ess", "elbo", "eubo", "mode_error", "modes_found", "mean_error", "sd_error")
 METRICS["which_method"] = (*_COMPARED, "energy_distance", "coverage", "evaluations_training", "evaluations_sampling")
-_ENERGIES = ("objectives", "kernels", "length", "ring8", "initialisation", "momentum", "compute", "wide_base")
-_OF_100 = ("log_z_error_2000", "log_z_100", "ess_100", "mode_masses")
-METRICS |= dict.fromkeys(_ENERGIES, (*_JUDGED, *_EARNED, *_OF_100))
+_ENERGIES = ("objectives", "kernels", "length", "initialisation", "momentum", "compute", "wide_base")
+METRICS |= dict.fromkeys(_ENERGIES, (*_JUDGED, *_EARNED, "log_z_error_2000", "mode_masses"))
+METRICS |= {"grid": (*METRICS["length"], "gaps"), "ring8": (*METRICS["length"], "log_z_100", "ess_100")}
 
 #: What runs say of themselves and no page reads: it is not recorded.
 UNREAD = {"kl_forward", "kl_reverse", "latent_information", "information_images", "log_z_se"}
