@@ -218,3 +218,10 @@ def test_its_draws_are_kept_for_what_learns_from_them():
     assert not torch.equal(sampler.replace(seed=1)(), sampler())
     asked = SimpleNamespace(dim=3, log_prob=DiagonalGaussian.isotropic(3).log_prob)
     assert float(sampler.draw(asked).std()) == pytest.approx(1, abs=0.1) and sampler.draw(asked).shape == (500, 3)
+
+
+def test_its_draws_come_as_often_as_their_weights_say(monkeypatch):
+    weighed = SimpleNamespace(z=torch.arange(4.0).view(4, 1), alphas=torch.tensor([0.0, 1.0]))
+    weighed.log_weights = torch.tensor([0.0, 3.0, 0.0, 1.0]).log()
+    monkeypatch.setattr("annealed_core.smc.ais", lambda *_, **__: weighed)
+    assert SMC("D", particles=4, n_temperatures=1).draw(D).flatten().tolist() == [1, 1, 1, 3]
