@@ -80,9 +80,9 @@ class Interval:
         return 2 * float(stdtr(self.df, -abs(self.mean / self.standard_error)))
 
     def text(self, digits: int = 2) -> str:
-        """Mean ± half-width, or the mean alone where one value gives no interval; four digits of a narrow one."""
-        if 0 < self.half_width < 0.5 * 10**-digits:
-            digits = max(digits, 4)
+        """Mean ± half-width, or the mean alone where one value gives no interval; up to four digits of a narrow one."""
+        while 0 < self.half_width < 0.5 * 10**-digits and digits < 4:
+            digits += 1
         mean = f"{round(self.mean, digits) + 0.0:.{digits}f}".replace("-", "−")  # no -0.00
         return f"{mean} (1 seed)" if self.n < 2 else f"{mean} ± {self.half_width:.{digits}f}"
 
