@@ -147,7 +147,8 @@ def bars(runs: Sequence[Any]) -> list[Row]:
         row |= {"published": published, "ESS": _mean(found, "ess"), "mode-mass error": _mean(found, "mode_error")}
         took = [_mean(found, f"evaluations_{what}") for what in ("training", "sampling")]
         row["evaluations: training + drawing"] = " + ".join(f"{one.mean:,.0f}" for one in took if one) or None
-        rows.append(row | {"minutes": mean(run.seconds / 60 for run in found)})
+        minutes = mean(run.seconds / 60 for run in found)  # seeds side by side share their time: no interval
+        rows.append(row | {"minutes": f"{minutes.mean:.1f}" if minutes else None})
     return rows
 
 
